@@ -1,0 +1,151 @@
+package domain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// NewCoupon is the input of CreateCoupon.
+type NewCoupon struct {
+	Code                  string
+	MaxRedemptions        int64
+	PerCustomerLimit      int64 // 0: none
+	ValidFrom, ValidUntil time.Time
+	Strategy              string
+	Fencing               Fencing
+}
+
+// CreateCoupon makes a coupon.
+func (s *Service) CreateCoupon(ctx context.Context, in NewCoupon) (CouponView, error) {
+	if err := CheckCode("code", in.Code); err != nil {
+		return CouponView{}, err
+	}
+	if in.MaxRedemptions < 1 || in.MaxRedemptions > MaxStock {
+		return CouponView{}, Invalid("max_redemptions", "must be between 1 and %d", MaxStock)
+	}
+	if in.PerCustomerLimit < 0 || in.PerCustomerLimit > MaxStock {
+		return CouponView{}, Invalid("per_customer_limit", "must be between 1 and %d", MaxStock)
+	}
+	if !in.ValidUntil.IsZero() && !in.ValidUntil.After(in.ValidFrom) {
+		return CouponView{}, Invalid("valid_until", "must be later than valid_from")
+	}
+	lock, err := s.lockSpec(ctx, KindCoupon, in.Strategy, in.Fencing)
+	if err != nil {
+		return CouponView{}, err
+	}
+	return s.Store.CreateCoupon(ctx, Coupon{
+		Code:             in.Code,
+		MaxRedemptions:   in.MaxRedemptions,
+		PerCustomerLimit: in.PerCustomerLimit,
+		ValidFrom:        in.ValidFrom.UTC().Truncate(time.Microsecond),
+		ValidUntil:       in.ValidUntil.UTC().Truncate(time.Microsecond),
+	}, lock)
+}
+
+// Coupon finds one coupon.
+func (s *Service) Coupon(ctx context.Context, code string) (CouponView, error) {
+	if err := CheckCode("code", code); err != nil {
+		return CouponView{}, fmt.Errorf("coupon %q: %w", code, ErrNotFound)
+	}
+	return s.Store.Coupon(ctx, code)
+}
+
+// NewRedemption is the input of Redeem.
+type NewRedemption struct {
+	Code          string
+	CustomerID    string
+	ReservationID string // optional
+}
+
+// Redeem takes one use of a coupon. A code that does not exist answers like one that has expired, so that codes cannot be
+// found by trying.
+func (s *Service) Redeem(ctx context.Context, caller Caller, in NewRedemption) (Redemption, Receipt, error) {
+	if err := CheckCode("code", in.Code); err != nil {
+		return Redemption{}, Receipt{}, fmt.Errorf("coupon %q: %w", in.Code, ErrCouponExpired)
+	}
+	if err := checkText("customer_id", in.CustomerID, 1, 64); err != nil {
+		return Redemption{}, Receipt{}, err
+	}
+	if in.ReservationID != "" {
+		if _, err := s.Reservation(ctx, caller, in.ReservationID); errors.Is(err, ErrNotFound) {
+			return Redemption{}, Receipt{}, Invalid("reservation_id", "must name a reservation of yours")
+		} else if err != nil {
+			return Redemption{}, Receipt{}, err
+		}
+	}
+	now := s.now()
+	r := Redemption{
+		ID:            RedemptionPrefix + s.NewID(),
+		Code:          in.Code,
+		CustomerID:    in.CustomerID,
+		ReservationID: in.ReservationID,
+		State:         Redeemed,
+		CreatedBy:     caller.ID,
+		CreatedAt:     now,
+	}
+	receipt, err := s.Guard.Do(ctx, []Key{CouponKey(in.Code)}, func(ctx context.Context, tx Tx) error {
+		coupon, err := tx.Coupon(ctx, in.Code)
+		if err != nil {
+			return err
+		}
+		var uses int64
+		if coupon.PerCustomerLimit > 0 {
+			if uses, err = tx.CustomerUses(ctx, in.Code, in.CustomerID); err != nil {
+				return err
+			}
+		}
+		if err := coupon.Redeem(uses, now); err != nil {
+			return err
+		}
+		tx.PutCoupon(coupon, Entry{Kind: EntryRedeem, Reference: r.ID})
+		tx.PutRedemption(r)
+		return nil
+	})
+	if errors.Is(err, ErrNotFound) {
+		err = fmt.Errorf("coupon %q: %w", in.Code, ErrCouponExpired)
+	}
+	return r, receipt, err
+}
+
+// Rollback gives the use of a redemption back. Rolling back twice is rolling back once.
+func (s *Service) Rollback(ctx context.Context, caller Caller, id string) (r Redemption, receipt Receipt, err error) {
+	before, err := s.Store.Redemption(ctx, id)
+	if err != nil {
+		return Redemption{}, Receipt{}, err
+	}
+	if !caller.sees(before.CreatedBy) {
+		return Redemption{}, Receipt{}, fmt.Errorf("redemption %s: %w", id, ErrNotFound)
+	}
+	receipt, err = s.Guard.Do(ctx, []Key{CouponKey(before.Code)}, func(ctx context.Context, tx Tx) error {
+		var err error
+		if r, err = tx.Redemption(ctx, id); err != nil {
+			return err
+		}
+		if r.State == RolledBack {
+			return nil
+		}
+		coupon, err := tx.Coupon(ctx, r.Code)
+		if err != nil {
+			return err
+		}
+		if err := coupon.GiveBack(); err != nil {
+			return err
+		}
+		r.State, r.SettledAt = RolledBack, s.now()
+		tx.PutCoupon(coupon, Entry{Kind: EntryRollback, Reference: r.ID})
+		tx.PutRedemption(r)
+		return nil
+	})
+	return r, receipt, err
+}
+
+// Audit compares what was given out with what there ever was; key empty means every resource.
+func (s *Service) Audit(ctx context.Context, key Key) ([]AuditRow, error) {
+	if key != "" && (key.Name() == "" || strings.ContainsAny(string(key), "\x00")) {
+		return nil, Invalid("resource", "must look like item/<sku> or coupon/<code>")
+	}
+	return s.Store.Audit(ctx, key)
+}

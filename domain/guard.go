@@ -1,0 +1,118 @@
+package domain
+
+import (
+	"context"
+	"time"
+)
+
+// Fencing says whether PostgreSQL refuses stale writes to a resource. It is set when the resource is created.
+type Fencing string
+
+// FencingOff exists so that the danger can be shown.
+const (
+	FencingEnforced Fencing = "enforced"
+	FencingOff      Fencing = "off"
+)
+
+// Token is the number that a lock's own authority issued together with the lock. It rises strictly per key, within one
+// epoch. 0 means that the strategy issues none.
+type Token int64
+
+// GrantID tells two grants with the same token apart. It is a UUID.
+type GrantID [16]byte
+
+// Grant is one acquisition of one key. It is fixed at the acquire and never re-read or renewed.
+type Grant struct {
+	Key      Key
+	Strategy string
+	Epoch    int64 // read before the acquire was sent
+	Token    Token
+	ID       GrantID
+}
+
+// Authority is the reign of one lock authority over a scope.
+type Authority struct {
+	Scope       Scope
+	Strategy    string
+	Fingerprint string // names the servers: other servers issue other tokens
+	Epoch       int64
+	Since       time.Time
+}
+
+// LockSpec is the strategy and the fencing that a resource is created with.
+type LockSpec struct {
+	Strategy    string // empty: the one in charge of the resource's kind
+	Fingerprint string // of the strategy's servers; empty without a strategy
+	Fencing     Fencing
+}
+
+// Refusal is a write that the fence turned away.
+type Refusal struct {
+	Grant        Grant
+	Reason       string // the code of the error: stale_fencing_token, strategy_superseded, fencing_required
+	CurrentEpoch int64
+	CurrentToken Token
+}
+
+// Receipt says under which grants a section ran and where its time went. It is for headers and metrics; no decision
+// depends on it.
+type Receipt struct {
+	Grants   []Grant
+	LockWait time.Duration // until the last lock was held
+	Database time.Duration // from BEGIN to the answer of COMMIT, less the wait for row locks
+}
+
+// Guard runs critical sections. It hides from the use cases which strategy excludes whom.
+type Guard interface {
+	// Do runs fn in one transaction while every key is held, after that transaction has presented its grants. Keys may be
+	// unsorted and may repeat. fn may run more than once, so it must assign its results, not collect them, and change
+	// nothing but tx. The context given to fn ends when ownership is lost; context.Cause says why.
+	//
+	// A nil error means that the transaction committed. Every other error means that it did not, except
+	// ErrOutcomeUnknown. Do gives up waiting when ctx ends or the configured wait is over (ErrLockTimeout).
+	Do(ctx context.Context, keys []Key, fn func(ctx context.Context, tx Tx) error) (Receipt, error)
+
+	// Spec completes the lock of a resource that is about to be created: an unknown or unavailable strategy, or one that
+	// cannot do what fencing demands, is an *InvalidError.
+	Spec(ctx context.Context, kind Kind, strategy string, fencing Fencing) (LockSpec, error)
+}
+
+// Tx is a transaction that has presented for its keys, seen as a unit of work: a resource is read once, then kept in
+// memory, and what was put is written in one go before the commit. Reading or putting something that belongs to a key
+// which the section does not hold is refused by the database.
+type Tx interface {
+	Item(ctx context.Context, sku string) (Item, error)
+	// PutItem sets the item's new absolute state. The store notes the difference in the ledger, under the entry's name.
+	PutItem(item Item, why Entry)
+
+	Reservation(ctx context.Context, id string) (Reservation, error)
+	PutReservation(r Reservation)
+
+	Coupon(ctx context.Context, code string) (Coupon, error)
+	PutCoupon(c Coupon, why Entry)
+
+	// CustomerUses counts the redemptions of the coupon by the customer that were not rolled back.
+	CustomerUses(ctx context.Context, code, customer string) (int64, error)
+	Redemption(ctx context.Context, id string) (Redemption, error)
+	PutRedemption(r Redemption)
+}
+
+// EntryKind is the reason for a change of a counter.
+type EntryKind string
+
+// The kinds of ledger entries.
+const (
+	EntryCreate   EntryKind = "create"
+	EntryRestock  EntryKind = "restock"
+	EntryHold     EntryKind = "hold"
+	EntryConfirm  EntryKind = "confirm"
+	EntryRelease  EntryKind = "release"
+	EntryRedeem   EntryKind = "redeem"
+	EntryRollback EntryKind = "rollback"
+)
+
+// Entry explains a change of a counter in the ledger.
+type Entry struct {
+	Kind      EntryKind
+	Reference string // id of the reservation or redemption, if the change belongs to one
+}

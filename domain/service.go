@@ -1,0 +1,98 @@
+package domain
+
+import (
+	"context"
+	"time"
+)
+
+// Store is what the use cases need of the database outside a guarded section: reading, and creating what did not exist.
+type Store interface {
+	Items(ctx context.Context) ([]ItemView, error)
+	Item(ctx context.Context, sku string) (ItemView, error)
+	Coupon(ctx context.Context, code string) (CouponView, error)
+	Reservation(ctx context.Context, id string) (Reservation, error)
+	Redemption(ctx context.Context, id string) (Redemption, error)
+	// CreateItem makes the item, its fence and its first ledger entry; ErrAlreadyExists if the SKU is taken.
+	CreateItem(ctx context.Context, item Item, lock LockSpec) (ItemView, error)
+	CreateCoupon(ctx context.Context, coupon Coupon, lock LockSpec) (CouponView, error)
+	// Audit compares, for one resource or (key empty) for all, what was given out with what there ever was.
+	Audit(ctx context.Context, key Key) ([]AuditRow, error)
+}
+
+// Fence is how a resource is guarded, and the newest grant that PostgreSQL has seen for it.
+type Fence struct {
+	Strategy string
+	Fencing  Fencing
+	Epoch    int64
+	Token    Token
+}
+
+// ItemView is an item with its fence.
+type ItemView struct {
+	Item
+	Fence Fence
+}
+
+// CouponView is a coupon with its fence.
+type CouponView struct {
+	Coupon
+	Fence Fence
+}
+
+// AuditRow is the verdict on one resource. It is counted from reservations, redemptions and the ledger; the counters are
+// only compared with them.
+type AuditRow struct {
+	Key       Key
+	Limit     int64 // stock ever added, or the coupon's maximum
+	Sold      int64 // confirmed units, or uses
+	Held      int64
+	Oversold  int64 // sold and held beyond the limit
+	Drift     int64 // by how much the counters differ from the ledger and from the reservations: lost updates
+	Refused   int64 // writes that the fence turned away
+	Strategy  string
+	Fencing   Fencing
+	LastEpoch int64
+	LastToken Token
+}
+
+// OK is the verdict.
+func (a AuditRow) OK() bool { return a.Oversold == 0 && a.Drift == 0 }
+
+// Caller is who asks. Reservations and redemptions are visible to their maker and to admins.
+type Caller struct {
+	ID    string
+	Admin bool
+}
+
+func (c Caller) sees(createdBy string) bool { return c.Admin || c.ID == createdBy }
+
+// Service is the use cases. All fields are required; it is safe for concurrent use.
+type Service struct {
+	Guard   Guard
+	Store   Store
+	NewID   func() string    // a new UUIDv7 in its text form
+	Now     func() time.Time // wall clock: for what people see, never for locks
+	HoldTTL time.Duration    // how long a hold lasts when the request does not say
+	MaxTTL  time.Duration    // the longest hold that may be asked for
+	Fencing Fencing          // of resources that do not say
+}
+
+// ReservationPrefix and RedemptionPrefix begin the ids of their kind, so that one cannot be taken for the other.
+const (
+	ReservationPrefix = "rsv_"
+	RedemptionPrefix  = "rdm_"
+)
+
+// now cuts the clock to what PostgreSQL stores, so that what is answered at once and what is read later are equal.
+func (s *Service) now() time.Time { return s.Now().UTC().Truncate(time.Microsecond) }
+
+// fencing fills in the default, and refuses what is neither.
+func (s *Service) fencing(f Fencing) (Fencing, error) {
+	switch f {
+	case "":
+		return s.Fencing, nil
+	case FencingEnforced, FencingOff:
+		return f, nil
+	}
+	return "", Invalid("lock.fencing", "must be %q or %q", FencingEnforced, FencingOff)
+}

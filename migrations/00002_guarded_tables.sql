@@ -1,0 +1,176 @@
+-- What the fence guards: items, coupons, what was taken of them, and the ledger.
+--
+-- The resource key leads every primary key and no constraint crosses resources, so that the tables can be distributed by
+-- it together. A reservation has no row of its own: it is its lines, which share an id.
+
+-- +goose Up
+CREATE TABLE items (
+    resource   text        PRIMARY KEY REFERENCES fences,
+    sku        text        NOT NULL GENERATED ALWAYS AS (substr(resource, 6)) STORED,
+    name       text        NOT NULL CHECK (name <> ''),
+    on_hand    bigint      NOT NULL CHECK (on_hand BETWEEN 0 AND 1000000000),
+    reserved   bigint      NOT NULL CHECK (reserved BETWEEN 0 AND on_hand),
+    sold       bigint      NOT NULL CHECK (sold >= 0),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CHECK (resource LIKE 'item/%')
+) WITH (fillfactor = 50);
+COMMENT ON COLUMN items.on_hand IS 'In stock, held units included, sold units not.';
+
+CREATE TABLE reservation_lines (
+    resource    text        NOT NULL CHECK (resource LIKE 'item/%'),
+    reservation uuid        NOT NULL,
+    quantity    bigint      NOT NULL CHECK (quantity > 0),
+    state       text        NOT NULL CHECK (state IN ('held', 'confirmed', 'released', 'expired')),
+    customer_id text        NOT NULL,
+    created_by  text        NOT NULL,
+    created_at  timestamptz NOT NULL,
+    expires_at  timestamptz NOT NULL,
+    settled_at  timestamptz CHECK ((state = 'held') = (settled_at IS NULL)),
+    PRIMARY KEY (resource, reservation)
+) WITH (fillfactor = 80); -- the change of state stays on its page
+CREATE INDEX reservation_lines_reservation ON reservation_lines (reservation);
+
+CREATE TABLE coupons (
+    resource           text        PRIMARY KEY REFERENCES fences,
+    code               text        NOT NULL GENERATED ALWAYS AS (substr(resource, 8)) STORED,
+    max_redemptions    bigint      NOT NULL CHECK (max_redemptions BETWEEN 1 AND 1000000000),
+    per_customer_limit bigint      CHECK (per_customer_limit > 0),
+    valid_from         timestamptz,
+    valid_until        timestamptz CHECK (valid_until > valid_from),
+    redeemed           bigint      NOT NULL CHECK (redeemed BETWEEN 0 AND max_redemptions),
+    created_at         timestamptz NOT NULL DEFAULT now(),
+    CHECK (resource LIKE 'coupon/%')
+) WITH (fillfactor = 50);
+
+CREATE TABLE redemptions (
+    resource    text        NOT NULL CHECK (resource LIKE 'coupon/%'),
+    redemption  uuid        NOT NULL,
+    customer_id text        NOT NULL,
+    reservation uuid,
+    state       text        NOT NULL CHECK (state IN ('redeemed', 'rolled_back')),
+    created_by  text        NOT NULL,
+    created_at  timestamptz NOT NULL,
+    settled_at  timestamptz CHECK ((state = 'redeemed') = (settled_at IS NULL)),
+    PRIMARY KEY (resource, redemption)
+);
+CREATE INDEX redemptions_redemption ON redemptions (redemption);
+CREATE INDEX redemptions_customer ON redemptions (resource, customer_id) WHERE state = 'redeemed';
+
+CREATE TABLE ledger (
+    resource       text        NOT NULL,
+    entry          uuid        NOT NULL,
+    kind           text        NOT NULL CHECK (kind IN ('create', 'restock', 'hold', 'confirm', 'release', 'expire', 'redeem', 'rollback')),
+    reference      uuid,
+    on_hand_delta  bigint      NOT NULL DEFAULT 0,
+    reserved_delta bigint      NOT NULL DEFAULT 0,
+    sold_delta     bigint      NOT NULL DEFAULT 0,
+    redeemed_delta bigint      NOT NULL DEFAULT 0,
+    strategy       text        NOT NULL,
+    epoch          bigint      NOT NULL,
+    token          bigint,
+    grant_id       uuid        NOT NULL,
+    written_at     timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (resource, entry)
+);
+COMMENT ON TABLE ledger IS 'Every change of a counter, with the grant under which it was made. Append-only.';
+COMMENT ON COLUMN ledger.reference IS 'The reservation or the redemption that the change belongs to.';
+
+-- guard_row lets a change through when this very transaction has presented for the row's resource, or the resource's
+-- fencing is off. It runs with the caller's rights and finds its table by its full name, so nothing that the caller can set
+-- (search_path, temporary tables) leads it astray.
+-- +goose StatementBegin
+CREATE FUNCTION guard_row() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    f public.fences;
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        RAISE EXCEPTION 'a row of % is never deleted', TG_TABLE_NAME USING ERRCODE = 'FP004';
+    END IF;
+    IF TG_OP = 'UPDATE' AND NEW.resource IS DISTINCT FROM OLD.resource THEN
+        RAISE EXCEPTION 'the resource of a row of % never changes', TG_TABLE_NAME USING ERRCODE = 'FP004';
+    END IF;
+    SELECT * INTO f FROM public.fences WHERE resource = NEW.resource;
+    IF f.fencing = 'off' THEN
+        RETURN NEW;
+    END IF;
+    IF f.resource IS NULL
+       OR f.presented_in <> pg_catalog.pg_current_xact_id() OR f.presented_at <> pg_catalog.now() THEN
+        RAISE EXCEPTION 'this transaction has not presented a grant for %', NEW.resource USING ERRCODE = 'FP003';
+    END IF;
+    RETURN NEW;
+END $$;
+-- +goose StatementEnd
+
+-- guard_ledger is guard_row for the ledger. The stamp of a fenced entry is taken from the fence, so an entry cannot claim
+-- another grant than the one its transaction presented.
+-- +goose StatementBegin
+CREATE FUNCTION guard_ledger() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    f public.fences;
+BEGIN
+    IF TG_OP <> 'INSERT' THEN
+        RAISE EXCEPTION 'the ledger is append-only' USING ERRCODE = 'FP004';
+    END IF;
+    SELECT * INTO f FROM public.fences WHERE resource = NEW.resource;
+    IF f.fencing = 'off' THEN
+        RETURN NEW;
+    END IF;
+    IF f.resource IS NULL
+       OR f.presented_in <> pg_catalog.pg_current_xact_id() OR f.presented_at <> pg_catalog.now() THEN
+        RAISE EXCEPTION 'this transaction has not presented a grant for %', NEW.resource USING ERRCODE = 'FP003';
+    END IF;
+    NEW.strategy := f.strategy;
+    NEW.epoch := f.epoch;
+    NEW.token := f.token;
+    NEW.grant_id := f.grant_id;
+    RETURN NEW;
+END $$;
+-- +goose StatementEnd
+
+-- +goose StatementBegin
+CREATE FUNCTION guard_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '% is never truncated', TG_TABLE_NAME USING ERRCODE = 'FP004';
+END $$;
+-- +goose StatementEnd
+
+-- ALWAYS: an ordinary trigger sleeps while session_replication_role is replica.
+-- +goose StatementBegin
+DO $$
+DECLARE
+    t text;
+BEGIN
+    FOREACH t IN ARRAY ARRAY['items', 'reservation_lines', 'coupons', 'redemptions', 'ledger'] LOOP
+        EXECUTE format('CREATE TRIGGER guard_row BEFORE INSERT OR UPDATE OR DELETE ON %I FOR EACH ROW EXECUTE FUNCTION %I()',
+            t, CASE t WHEN 'ledger' THEN 'guard_ledger' ELSE 'guard_row' END);
+        EXECUTE format('ALTER TABLE %I ENABLE ALWAYS TRIGGER guard_row', t);
+    END LOOP;
+    FOREACH t IN ARRAY ARRAY['items', 'reservation_lines', 'coupons', 'redemptions', 'ledger', 'fences', 'refusals'] LOOP
+        EXECUTE format('CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON %I FOR EACH STATEMENT EXECUTE FUNCTION guard_truncate()', t);
+        EXECUTE format('ALTER TABLE %I ENABLE ALWAYS TRIGGER guard_truncate', t);
+    END LOOP;
+END $$;
+-- +goose StatementEnd
+
+-- Keys, limits and owners of a row are set when it is made; the service can change only what a transition changes.
+GRANT SELECT, INSERT ON items, reservation_lines, coupons, redemptions, ledger TO fencepost_service;
+GRANT UPDATE (on_hand, reserved, sold) ON items TO fencepost_service;
+GRANT UPDATE (state, settled_at) ON reservation_lines TO fencepost_service;
+GRANT UPDATE (redeemed) ON coupons TO fencepost_service;
+GRANT UPDATE (state, settled_at) ON redemptions TO fencepost_service;
+
+CREATE TABLE api_keys (
+    id         uuid        PRIMARY KEY,
+    name       text        NOT NULL,
+    role       text        NOT NULL CHECK (role IN ('client', 'admin')),
+    digest     bytea       NOT NULL UNIQUE CHECK (length(digest) = 32),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    revoked_at timestamptz
+);
+COMMENT ON COLUMN api_keys.digest IS 'SHA-256 of the key. The key itself is 256 random bits and is stored nowhere.';
+GRANT SELECT, INSERT ON api_keys TO fencepost_service;
+GRANT UPDATE (revoked_at) ON api_keys TO fencepost_service;
+
+-- +goose Down
+DROP TABLE api_keys, ledger, redemptions, coupons, reservation_lines, items;
+DROP FUNCTION guard_row, guard_ledger, guard_truncate;
