@@ -28,6 +28,7 @@ type Grant struct {
 	Epoch    int64 // read before the acquire was sent
 	Token    Token
 	ID       GrantID
+	RowLock  bool // the lock is a row of the transaction that presents, which issues the token as well
 }
 
 // Authority is the reign of one lock authority over a scope.
@@ -78,8 +79,8 @@ type Guard interface {
 }
 
 // Tx is a transaction that has presented for its keys, seen as a unit of work: a resource is read once, then kept in
-// memory, and what was put is written in one go before the commit. Reading or putting something that belongs to a key
-// which the section does not hold is refused by the database.
+// memory, and what was put is written in one go before the commit. An item or coupon has to be read before it is put;
+// putting something that belongs to a key which the section does not hold is refused by the database.
 type Tx interface {
 	Item(ctx context.Context, sku string) (Item, error)
 	// PutItem sets the item's new absolute state. The store notes the difference in the ledger, under the entry's name.

@@ -1,0 +1,174 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"fencepost/domain"
+)
+
+const itemColumns = `i.sku, i.name, i.on_hand, i.reserved, i.sold, a.strategy, f.fencing, f.epoch, f.token`
+
+const itemTables = ` FROM items i JOIN fences f USING (resource) JOIN authorities a USING (scope)`
+
+func scanItem(row pgx.CollectableRow) (v domain.ItemView, err error) {
+	err = row.Scan(&v.SKU, &v.Name, &v.OnHand, &v.Reserved, &v.Sold, &v.Fence.Strategy, &v.Fence.Fencing, &v.Fence.Epoch, &v.Fence.Token)
+	return v, err
+}
+
+// Items lists all items by SKU.
+func (s *Store) Items(ctx context.Context) ([]domain.ItemView, error) {
+	rows, _ := s.pool.Query(ctx, `SELECT `+itemColumns+itemTables+` ORDER BY i.resource COLLATE "C"`)
+	items, err := pgx.CollectRows(rows, scanItem)
+	if err != nil {
+		return nil, fmt.Errorf("listing the items: %w", domainError(ctx, err))
+	}
+	return items, nil
+}
+
+// Item finds one item.
+func (s *Store) Item(ctx context.Context, sku string) (domain.ItemView, error) {
+	return one(ctx, s, scanItem, "item "+sku, `SELECT `+itemColumns+itemTables+` WHERE i.resource = $1`, domain.ItemKey(sku))
+}
+
+// Coupon finds one coupon.
+func (s *Store) Coupon(ctx context.Context, code string) (domain.CouponView, error) {
+	return one(ctx, s, scanCoupon, "coupon "+code, `
+		SELECT c.code, c.max_redemptions, c.per_customer_limit, c.valid_from, c.valid_until, c.redeemed,
+		       a.strategy, f.fencing, f.epoch, f.token
+		  FROM coupons c JOIN fences f USING (resource) JOIN authorities a USING (scope)
+		 WHERE c.resource = $1`, domain.CouponKey(code))
+}
+
+func scanCoupon(row pgx.CollectableRow) (v domain.CouponView, err error) {
+	var limit pgtype.Int8
+	var from, until pgtype.Timestamptz
+	err = row.Scan(&v.Code, &v.MaxRedemptions, &limit, &from, &until, &v.Redeemed,
+		&v.Fence.Strategy, &v.Fence.Fencing, &v.Fence.Epoch, &v.Fence.Token)
+	v.PerCustomerLimit, v.ValidFrom, v.ValidUntil = limit.Int64, utc(from), utc(until)
+	return v, err
+}
+
+// querier is a pool or the connection of a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// Reservation finds one reservation by its id.
+func (s *Store) Reservation(ctx context.Context, id string) (domain.Reservation, error) {
+	return reservation(ctx, s.pool, id)
+}
+
+func reservation(ctx context.Context, q querier, id string) (r domain.Reservation, err error) {
+	if !strings.HasPrefix(id, domain.ReservationPrefix) {
+		return r, fmt.Errorf("reservation %q: %w", id, domain.ErrNotFound)
+	}
+	rows, _ := q.Query(ctx, `
+		SELECT substr(resource, 6), quantity, state, customer_id, created_by, created_at, expires_at, settled_at
+		  FROM reservation_lines WHERE reservation = $1 ORDER BY resource COLLATE "C"`, idOf(id))
+	var line domain.Line
+	var settled pgtype.Timestamptz
+	r.ID = id
+	_, err = pgx.ForEachRow(rows, []any{
+		&line.SKU, &line.Quantity, &r.State, &r.CustomerID, &r.CreatedBy, &r.CreatedAt, &r.ExpiresAt, &settled,
+	}, func() error {
+		r.Lines = append(r.Lines, line)
+		return nil
+	})
+	if err == nil && len(r.Lines) == 0 {
+		err = pgx.ErrNoRows
+	}
+	if err != nil {
+		return r, readError(ctx, "reservation "+id, err)
+	}
+	r.CreatedAt, r.ExpiresAt, r.SettledAt = r.CreatedAt.UTC(), r.ExpiresAt.UTC(), utc(settled)
+	return r, nil
+}
+
+// Redemption finds one redemption by its id.
+func (s *Store) Redemption(ctx context.Context, id string) (domain.Redemption, error) {
+	return redemption(ctx, s.pool, id)
+}
+
+func redemption(ctx context.Context, q querier, id string) (domain.Redemption, error) {
+	if !strings.HasPrefix(id, domain.RedemptionPrefix) {
+		return domain.Redemption{}, fmt.Errorf("redemption %q: %w", id, domain.ErrNotFound)
+	}
+	rows, _ := q.Query(ctx, `
+		SELECT substr(resource, 8), customer_id, reservation, state, created_by, created_at, settled_at
+		  FROM redemptions WHERE redemption = $1`, idOf(id))
+	r, err := pgx.CollectOneRow(rows, func(row pgx.CollectableRow) (r domain.Redemption, err error) {
+		var reservation pgtype.UUID
+		var settled pgtype.Timestamptz
+		err = row.Scan(&r.Code, &r.CustomerID, &reservation, &r.State, &r.CreatedBy, &r.CreatedAt, &settled)
+		if reservation.Valid {
+			r.ReservationID = domain.ReservationPrefix + reservation.String()
+		}
+		r.ID, r.CreatedAt, r.SettledAt = id, r.CreatedAt.UTC(), utc(settled)
+		return r, err
+	})
+	if err != nil {
+		return r, readError(ctx, "redemption "+id, err)
+	}
+	return r, nil
+}
+
+// CreateItem makes the item, its fence and its first ledger entry.
+func (s *Store) CreateItem(ctx context.Context, item domain.Item, lock domain.LockSpec) (domain.ItemView, error) {
+	key := domain.ItemKey(item.SKU)
+	err := s.create(ctx, key, lock, func(batch *pgx.Batch) {
+		batch.Queue(`INSERT INTO items (resource, name, on_hand, reserved, sold) VALUES ($1, $2, $3, 0, 0)`, key, item.Name, item.OnHand)
+	}, item.OnHand)
+	if err != nil {
+		return domain.ItemView{}, err
+	}
+	return s.Item(ctx, item.SKU)
+}
+
+// CreateCoupon makes the coupon, its fence and its first ledger entry.
+func (s *Store) CreateCoupon(ctx context.Context, c domain.Coupon, lock domain.LockSpec) (domain.CouponView, error) {
+	key := domain.CouponKey(c.Code)
+	err := s.create(ctx, key, lock, func(batch *pgx.Batch) {
+		batch.Queue(`
+			INSERT INTO coupons (resource, max_redemptions, per_customer_limit, valid_from, valid_until, redeemed)
+			VALUES ($1, $2, NULLIF($3::bigint, 0), $4, $5, 0)`,
+			key, c.MaxRedemptions, c.PerCustomerLimit, nullTime(c.ValidFrom), nullTime(c.ValidUntil))
+	}, 0)
+	if err != nil {
+		return domain.CouponView{}, err
+	}
+	return s.Coupon(ctx, c.Code)
+}
+
+// create needs no lock: nobody can hold one for what does not exist, and the fence's primary key lets one creator win.
+func (s *Store) create(ctx context.Context, key domain.Key, lock domain.LockSpec, insert func(*pgx.Batch), stock int64) error {
+	grant := newUUID()
+	batch := &pgx.Batch{} // without BEGIN, a batch is one transaction
+	batch.Queue(`SELECT create_fence($1, $2, NULLIF($3, ''), $4, $5)`, key, lock.Fencing, lock.Strategy, lock.Fingerprint, grant)
+	insert(batch)
+	// The ledger's stamp is the fence's, also where fencing is off and PostgreSQL would not put it there.
+	batch.Queue(`
+		INSERT INTO ledger (resource, entry, kind, on_hand_delta, strategy, epoch, token, grant_id)
+		SELECT resource, $2, 'create', $3, strategy, epoch, token, grant_id FROM fences WHERE resource = $1`,
+		key, newUUID(), stock)
+	err := s.pool.SendBatch(ctx, batch).Close()
+	if sqlState(err) == stateUnique {
+		return fmt.Errorf("%s: %w", key, domain.ErrAlreadyExists)
+	}
+	if err != nil {
+		return fmt.Errorf("creating %s: %w", key, domainError(ctx, err))
+	}
+	return nil
+}
+
+func nullTime(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}

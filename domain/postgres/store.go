@@ -1,0 +1,297 @@
+// Package postgres is the store: the SQL of the use cases beside the functions that need it, and the transactions in which
+// grants are presented to the fence.
+//
+// It promises that a transaction presents every grant before its first read, that what fn put is written or not written as
+// a whole, that a section uses one connection and never waits for a second one, and that an error says whether something
+// was written. SQLSTATEs and driver errors stop here: what leaves is an error of package domain or a fault of ours.
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"fencepost/domain"
+)
+
+// Options of a store.
+type Options struct {
+	MaxConns int32  // connections for requests; one more is kept for health checks
+	Instance string // names this process in recorded refusals
+	Log      *slog.Logger
+}
+
+// Store is one PostgreSQL database, reached as the service's role. It is safe for concurrent use.
+type Store struct {
+	pool *pgxpool.Pool
+	// health has a connection of its own: a pool that is drained by slow requests is busy, not broken.
+	health   *pgxpool.Pool
+	instance string
+	log      *slog.Logger
+}
+
+// The server ends what this process cannot end any more, because it is paused or cut off: a holder of row locks that
+// stopped in the middle of a transaction would otherwise keep everybody waiting for ever.
+var sessionLimits = map[string]string{
+	"statement_timeout":                   "15s",
+	"idle_in_transaction_session_timeout": "5s",
+}
+
+// cancelGrace is how long the server is given to act on a cancelled query before the connection is given up.
+const cancelGrace = 2 * time.Second
+
+// Open connects, and refuses a server that could lose or admit what the fence promises: weakened durability, a role that
+// owns the tables, a schema that is not there.
+func Open(ctx context.Context, url string, o Options) (*Store, error) {
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("reading the database URL: %w", err)
+	}
+	config.MaxConns = max(o.MaxConns, 1)
+	for name, value := range sessionLimits {
+		config.ConnConfig.RuntimeParams[name] = value
+	}
+	if config.ConnConfig.RuntimeParams["application_name"] == "" {
+		config.ConnConfig.RuntimeParams["application_name"] = "fencepost " + o.Instance
+	}
+	// By default pgx drops the connection of a cancelled query at once and dials the next, while the server still works on
+	// the first: under a storm of cancellations the server runs out of connections. Ask it to stop instead.
+	config.ConnConfig.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
+		return &pgconn.CancelRequestContextWatcherHandler{Conn: conn, DeadlineDelay: cancelGrace}
+	}
+	s := &Store{instance: o.Instance, log: o.Log}
+	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+		return nil, fmt.Errorf("preparing the connection pool: %w", err)
+	}
+	healthConfig := config.Copy()
+	healthConfig.MaxConns = 1
+	if s.health, err = pgxpool.NewWithConfig(ctx, healthConfig); err != nil {
+		s.pool.Close()
+		return nil, fmt.Errorf("preparing the health connection: %w", err)
+	}
+	if err := s.check(ctx); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Close waits for connections in use and closes all.
+func (s *Store) Close() {
+	s.pool.Close()
+	s.health.Close()
+}
+
+// Ping asks the server for a sign of life, on a connection that requests cannot use up.
+func (s *Store) Ping(ctx context.Context) error { return plain(s.health.Ping(ctx)) }
+
+func (s *Store) check(ctx context.Context) error {
+	if err := s.Ping(ctx); err != nil {
+		return err
+	}
+	var fsync, fullPageWrites, synchronousCommit string
+	var migrated, owner bool
+	err := s.health.QueryRow(ctx, `
+		SELECT current_setting('fsync'), current_setting('full_page_writes'), current_setting('synchronous_commit'),
+		       to_regclass('public.ledger') IS NOT NULL,
+		       COALESCE((SELECT pg_has_role(relowner, 'MEMBER') FROM pg_class WHERE oid = to_regclass('public.fences')), false)`).
+		Scan(&fsync, &fullPageWrites, &synchronousCommit, &migrated, &owner)
+	switch {
+	case err != nil:
+		return fmt.Errorf("checking the server: %w", plain(err))
+	case fsync != "on" || fullPageWrites != "on" || synchronousCommit == "off":
+		return fmt.Errorf("PostgreSQL may lose what it has acknowledged (fsync=%s, full_page_writes=%s, synchronous_commit=%s): switch all three on",
+			fsync, fullPageWrites, synchronousCommit)
+	case !migrated:
+		return errors.New("the database has no Fencepost schema yet: run 'fencepost migrate' with FENCEPOST_OWNER_URL set")
+	case owner:
+		return errors.New("the role in FENCEPOST_DATABASE_URL owns the tables and could switch the fence off: connect as fencepost_service")
+	}
+	return nil
+}
+
+// The longest that ending a transaction may take. It is not bound to the request: a COMMIT that is under way is awaited
+// even when the caller is gone, because giving up on it would only make the outcome unknown.
+const endTimeout = 5 * time.Second
+
+// A transaction that the server aborted for the sake of others (deadlock, serialization) is tried again so many times.
+const maxTries = 5
+
+// Transact runs fn in a READ COMMITTED transaction that has presented the grants, in the given order, before anything
+// else. lockWait bounds each wait for a row. fn runs again when the server aborted the transaction for the sake of others.
+// The receipt has the grants with the tokens that row locks drew.
+func (s *Store) Transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration,
+	fn func(context.Context, domain.Tx) error,
+) (receipt domain.Receipt, err error) {
+	began := time.Now()
+	for try := 1; ; try++ {
+		receipt, err = s.transactOnce(ctx, grants, lockWait, fn)
+		if !aborted(err) || try == maxTries || pauseBeforeRetry(ctx, try) != nil {
+			break
+		}
+	}
+	receipt.Database = time.Since(began) - receipt.LockWait
+	return receipt, err
+}
+
+func (s *Store) transactOnce(ctx context.Context, grants []domain.Grant, lockWait time.Duration,
+	fn func(context.Context, domain.Tx) error,
+) (receipt domain.Receipt, err error) {
+	conn, err := s.acquire(ctx, lockWait)
+	if err != nil {
+		return receipt, err
+	}
+	defer conn.Release() // destroys the connection if a transaction is still open on it
+
+	t := &tx{conn: conn.Conn(), store: s}
+	committed := false
+	defer func() {
+		if !committed { // also on a panic of fn
+			t.rollback(ctx)
+		}
+	}()
+
+	waiting := time.Now()
+	xid, err := t.begin(ctx, grants, lockWait)
+	receipt.LockWait = time.Since(waiting)
+	receipt.Grants = t.grants
+	if err != nil {
+		return receipt, err
+	}
+	if err := fn(ctx, t); err != nil {
+		return receipt, err
+	}
+	if err := t.flush(ctx); err != nil {
+		return receipt, err
+	}
+	// The last look at the lock. From here on loss cannot stop the transaction any more, and need not: the fence's row is
+	// ours until COMMIT, so nobody has read what this COMMIT changes.
+	if ctx.Err() != nil {
+		return receipt, context.Cause(ctx)
+	}
+	committed, err = t.commit(ctx)
+	if committed {
+		conn.Release() // before asking for another: a section never holds one connection while it waits for the next
+		return receipt, s.settle(ctx, xid, err)
+	}
+	return receipt, err
+}
+
+// acquire takes a connection. Waiting for one counts like waiting for a lock.
+func (s *Store) acquire(ctx context.Context, wait time.Duration) (*pgxpool.Conn, error) {
+	bounded, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	conn, err := s.pool.Acquire(bounded)
+	if err != nil && ctx.Err() == nil && bounded.Err() != nil {
+		return nil, &domain.UnavailableError{Server: "PostgreSQL", Err: fmt.Errorf("no connection within %s: %w", wait, err)}
+	}
+	return conn, domainError(ctx, err)
+}
+
+// settle turns the error of a COMMIT that was sent into the truth. A reply that was lost does not mean that nothing was
+// written: the server is asked what became of the transaction.
+func (s *Store) settle(ctx context.Context, xid string, err error) error {
+	if err == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	defer cancel()
+	for {
+		var status *string
+		askErr := s.pool.QueryRow(ctx, `SELECT pg_xact_status($1::text::xid8)`, xid).Scan(&status)
+		switch {
+		case askErr == nil && status != nil && *status == "committed":
+			return nil
+		case askErr == nil && status != nil && *status == "aborted":
+			return &domain.UnavailableError{Server: "PostgreSQL", Err: fmt.Errorf("the transaction was aborted: %w", err)}
+		case askErr == nil && status == nil: // so old that the server has forgotten it
+			return fmt.Errorf("%w: %w", domain.ErrOutcomeUnknown, err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", domain.ErrOutcomeUnknown, err)
+		case <-time.After(50 * time.Millisecond): // in progress, or the server is not back yet
+		}
+	}
+}
+
+// RecordRefusal keeps what the fence turned away. It runs after the refused transaction has ended, because that one takes
+// everything that it wrote with it.
+func (s *Store) RecordRefusal(ctx context.Context, r domain.Refusal) error {
+	_, err := s.pool.Exec(ctx, `
+		INSERT INTO refusals (id, resource, reason, strategy, presented_epoch, presented_token, presented_grant,
+		                      current_epoch, current_token, instance)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
+		newUUID(), r.Grant.Key, r.Reason, r.Grant.Strategy, r.Grant.Epoch, r.Grant.Token, r.Grant.ID,
+		r.CurrentEpoch, r.CurrentToken, s.instance)
+	return plain(err)
+}
+
+const authorityColumns = `scope, strategy, fingerprint, epoch, since`
+
+func scanAuthority(row pgx.CollectableRow) (a domain.Authority, err error) {
+	err = row.Scan(&a.Scope, &a.Strategy, &a.Fingerprint, &a.Epoch, &a.Since)
+	return a, err
+}
+
+// one returns the only row of a query; domain.ErrNotFound if there is none.
+func one[T any](ctx context.Context, s *Store, scan pgx.RowToFunc[T], what, sql string, args ...any) (T, error) {
+	rows, _ := s.pool.Query(ctx, sql, args...) // CollectOneRow returns the query's error
+	v, err := pgx.CollectOneRow(rows, scan)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return v, fmt.Errorf("%s: %w", what, domain.ErrNotFound)
+	}
+	if err != nil {
+		return v, fmt.Errorf("reading %s: %w", what, domainError(ctx, err))
+	}
+	return v, nil
+}
+
+// Authority is the one in charge of the resource; domain.ErrNotFound if there is no such resource.
+func (s *Store) Authority(ctx context.Context, key domain.Key) (domain.Authority, error) {
+	return one(ctx, s, scanAuthority, string(key),
+		`SELECT `+authorityColumns+` FROM authorities WHERE scope = (SELECT scope FROM fences WHERE resource = $1)`, key)
+}
+
+// AuthorityOf is the one in charge of the scope.
+func (s *Store) AuthorityOf(ctx context.Context, scope domain.Scope) (domain.Authority, error) {
+	return one(ctx, s, scanAuthority, "the authority of "+string(scope),
+		`SELECT `+authorityColumns+` FROM authorities WHERE scope = $1`, scope)
+}
+
+// ClaimAuthority puts the strategy in charge of the scope, with a new epoch unless it already is.
+func (s *Store) ClaimAuthority(ctx context.Context, scope domain.Scope, strategy, fingerprint string) (domain.Authority, error) {
+	return one(ctx, s, scanAuthority, "the authority of "+string(scope),
+		`SELECT `+authorityColumns+` FROM claim_authority($1, $2, $3)`, scope, strategy, fingerprint)
+}
+
+// RaiseEpoch begins a new reign of the same authority, unless the epoch is not from any more.
+func (s *Store) RaiseEpoch(ctx context.Context, scope domain.Scope, from int64) (domain.Authority, error) {
+	return one(ctx, s, scanAuthority, "the authority of "+string(scope),
+		`SELECT `+authorityColumns+` FROM raise_epoch($1, $2)`, scope, from)
+}
+
+// Reigns lists the authorities of the two shared scopes, and counts, per strategy, the resources that have one of their own.
+func (s *Store) Reigns(ctx context.Context) ([]domain.Authority, map[string]int64, error) {
+	rows, _ := s.health.Query(ctx, `SELECT `+authorityColumns+` FROM authorities WHERE scope IN ('inventory', 'coupons') ORDER BY scope`)
+	shared, err := pgx.CollectRows(rows, scanAuthority)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the authorities: %w", domainError(ctx, err))
+	}
+	own := map[string]int64{}
+	rows, _ = s.health.Query(ctx, `SELECT strategy, count(*) FROM authorities WHERE scope NOT IN ('inventory', 'coupons') GROUP BY strategy`)
+	var strategy string
+	var count int64
+	_, err = pgx.ForEachRow(rows, []any{&strategy, &count}, func() error { own[strategy] = count; return nil })
+	if err != nil {
+		return nil, nil, fmt.Errorf("counting the authorities: %w", domainError(ctx, err))
+	}
+	return shared, own, nil
+}

@@ -1,0 +1,117 @@
+package locking
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"fencepost/domain"
+)
+
+// Claim puts the strategy in charge of a shared scope and makes this instance use it. If another strategy, or the same on
+// other servers, was in charge, a new epoch begins and the instances that run the old one are refused from now on.
+func (g *Guard) Claim(ctx context.Context, scope domain.Scope, strategy string) error {
+	backend, err := g.backends.find(strategy)
+	if err != nil {
+		return err
+	}
+	fingerprint, err := backend.fingerprint(ctx, false)
+	if err != nil {
+		return fmt.Errorf("taking charge of %s with %s: %w", scope, strategy, err)
+	}
+	a, err := g.db.ClaimAuthority(ctx, scope, strategy, fingerprint)
+	if err != nil {
+		return fmt.Errorf("taking charge of %s with %s: %w", scope, strategy, err)
+	}
+	g.reigns.claim(a)
+	g.log.Info("lock authority", "scope", a.Scope, "strategy", a.Strategy, "epoch", a.Epoch, "since", a.Since)
+	return nil
+}
+
+// Spec implements domain.Guard.
+func (g *Guard) Spec(ctx context.Context, kind domain.Kind, strategy string, fencing domain.Fencing) (domain.LockSpec, error) {
+	spec := domain.LockSpec{Strategy: strategy, Fencing: fencing}
+	effective := strategy
+	if effective == "" {
+		g.reigns.mu.Lock()
+		effective = g.reigns.ours[scopeOf(kind)]
+		g.reigns.mu.Unlock()
+	}
+	backend, err := g.backends.find(effective)
+	if err != nil {
+		return spec, domain.Invalid("lock.strategy", "is not known: %s", err)
+	}
+	if fencing == domain.FencingEnforced && !backend.Fences {
+		return spec, domain.Invalid("lock.fencing", "cannot be enforced with the strategy %s, which issues no tokens: set it to %q, or choose another strategy",
+			backend.Name, domain.FencingOff)
+	}
+	if strategy == "" {
+		return spec, nil
+	}
+	if spec.Fingerprint, err = backend.fingerprint(ctx, false); err != nil {
+		if backend.Problem != "" {
+			return spec, domain.Invalid("lock.strategy", "%q is not available: %s", strategy, backend.Problem)
+		}
+		return spec, err
+	}
+	return spec, nil
+}
+
+func scopeOf(kind domain.Kind) domain.Scope {
+	if kind == domain.KindCoupon {
+		return domain.ScopeCoupons
+	}
+	return domain.ScopeInventory
+}
+
+// Ready tells whether this instance can do its work: its strategies are in charge and their servers answer.
+func (g *Guard) Ready(ctx context.Context) error {
+	shared, _, err := g.db.Reigns(ctx)
+	if err != nil {
+		return err
+	}
+	for _, a := range shared {
+		if _, err := g.reigns.accept(ctx, g, a); err != nil {
+			return err
+		}
+		backend, err := g.backends.find(a.Strategy)
+		if err != nil {
+			return err
+		}
+		if _, err := backend.fingerprint(ctx, true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Strategies describes every strategy that this instance knows, as it is now.
+func (g *Guard) Strategies(ctx context.Context) ([]domain.StrategyStatus, error) {
+	shared, own, err := g.db.Reigns(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]domain.StrategyStatus, len(g.backends))
+	for i, b := range g.backends {
+		s := domain.StrategyStatus{
+			Name: b.Name, Summary: b.Summary, Fences: b.Fences, Server: b.Server, Problem: b.Problem, Resources: own[b.Name],
+		}
+		if s.Problem == "" {
+			if _, err := b.fingerprint(ctx, true); err != nil {
+				var unavailable *domain.UnavailableError
+				if !errors.As(err, &unavailable) {
+					return nil, fmt.Errorf("asking %s for its identity: %w", b.Name, err)
+				}
+				s.Problem = fmt.Sprintf("%s does not answer; it is used again as soon as it does", unavailable.Server)
+			}
+		}
+		s.Available = s.Problem == ""
+		for _, a := range shared {
+			if a.Strategy == b.Name {
+				s.InCharge = append(s.InCharge, a)
+			}
+		}
+		list[i] = s
+	}
+	return list, nil
+}

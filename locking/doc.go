@@ -1,0 +1,22 @@
+// Package locking runs critical sections. A Guard hides two families of strategies behind one method: leases, which are
+// taken before the transaction from a lock server outside the database, and row locks, which the transaction takes itself.
+//
+// What a lease strategy has to provide is one method, Locker.Acquire, for a single key. Everything that is the same for all
+// of them is here, once: the order of several keys, renewal, the local deadline, loss, release, the healing of a counter
+// that has gone back.
+//
+// # What is promised
+//
+// Mutual exclusion in time is not: a lease can expire under a holder that is paused, and no lock service can prevent that.
+// What is promised is that of two holders only the newer one can write. Its argument has three steps.
+//
+//  1. A token is issued by the lock's own authority in the step that takes the lock, from a counter that only rises. So a
+//     later grant of one authority carries a larger token. Across authorities, PostgreSQL gives each reign an epoch, which
+//     a grant reads before its acquire is sent; a later reign carries a larger epoch.
+//  2. A transaction presents its grant before its first read. PostgreSQL accepts it only if it is not older than the fence,
+//     moves the fence to it, and keeps the fence's row locked until the transaction ends.
+//  3. So the transactions that were accepted for one resource are serial, in the order of their grants: when one reads,
+//     every older one has ended, and can neither write nor commit any more.
+//
+// Loss, as seen by the holder, is a hint that saves work: it cancels the section's context. It is not what safety rests on.
+package locking

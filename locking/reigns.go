@@ -1,0 +1,139 @@
+package locking
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"fencepost/domain"
+)
+
+// reigns remembers which authority is in charge of what, so that a section need not ask PostgreSQL before its acquire. A
+// memory that is out of date is safe: it can only make a grant lose. The zero value is ready.
+type reigns struct {
+	mu      sync.Mutex
+	ours    map[domain.Scope]string     // the strategy that this instance was told to use
+	scopes  map[domain.Key]domain.Scope // never changes for a key
+	current map[domain.Scope]domain.Authority
+}
+
+// How many keys are remembered. Beyond that the memory starts anew; it costs one query a key.
+const maxScopes = 100_000
+
+// bound is a key with the authority and the backend that are in charge of it.
+type bound struct {
+	authority domain.Authority
+	backend   *Backend
+}
+
+// bind finds who is in charge of key.
+func (r *reigns) bind(ctx context.Context, g *Guard, key domain.Key) (bound, error) {
+	r.mu.Lock()
+	scope, known := r.scopes[key]
+	authority, fresh := r.current[scope]
+	r.mu.Unlock()
+	if !known || !fresh {
+		var err error
+		if authority, err = g.db.Authority(ctx, key); err != nil {
+			return bound{}, fmt.Errorf("finding the authority of %s: %w", key, err)
+		}
+		if authority, err = r.accept(ctx, g, authority); err != nil {
+			return bound{}, err
+		}
+		r.remember(key, authority)
+	}
+	backend, err := g.backends.find(authority.Strategy)
+	if err != nil {
+		return bound{}, &domain.UnavailableError{Server: authority.Strategy, Err: err}
+	}
+	return bound{authority, backend}, nil
+}
+
+// accept checks that this instance may act under the authority: it runs the same strategy on the same servers. For a
+// shared scope anything else means that another instance has taken over. A single resource with a strategy of its own has
+// no instance in charge, so whoever finds its servers changed takes over.
+func (r *reigns) accept(ctx context.Context, g *Guard, a domain.Authority) (domain.Authority, error) {
+	r.mu.Lock()
+	strategy, shared := r.ours[a.Scope]
+	r.mu.Unlock()
+	if shared && strategy != a.Strategy {
+		return a, superseded(a, strategy)
+	}
+	backend, err := g.backends.find(a.Strategy)
+	if err != nil {
+		return a, &domain.UnavailableError{Server: a.Strategy, Err: err}
+	}
+	fingerprint, err := backend.fingerprint(ctx, false)
+	if err == nil && fingerprint != a.Fingerprint {
+		fingerprint, err = backend.fingerprint(ctx, true) // the servers may have lost their identity meanwhile
+	}
+	switch {
+	case err != nil:
+		return a, err
+	case fingerprint == a.Fingerprint:
+		return a, nil
+	case shared:
+		return a, superseded(a, strategy)
+	}
+	return g.db.ClaimAuthority(ctx, a.Scope, a.Strategy, fingerprint)
+}
+
+func superseded(a domain.Authority, ours string) error {
+	return fmt.Errorf("%w: %s is run by %s since %s, this instance uses %s",
+		domain.ErrSuperseded, a.Scope, a.Strategy, a.Since.UTC().Format("2006-01-02 15:04:05"), ours)
+}
+
+func (r *reigns) remember(key domain.Key, a domain.Authority) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.scopes == nil || len(r.scopes) >= maxScopes {
+		r.scopes = map[domain.Key]domain.Scope{}
+		r.current = map[domain.Scope]domain.Authority{}
+	}
+	r.scopes[key] = a.Scope
+	r.current[a.Scope] = a
+}
+
+// forget makes the next section ask PostgreSQL who is in charge of the scope, unless somebody has asked since epoch.
+func (r *reigns) forget(scope domain.Scope, epoch int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.current[scope].Epoch <= epoch {
+		delete(r.current, scope)
+	}
+}
+
+// refresh forgets the authority under which epoch was presented, and tells whether a new try can succeed.
+func (r *reigns) refresh(ctx context.Context, g *Guard, key domain.Key, epoch int64) bool {
+	r.mu.Lock()
+	scope := r.scopes[key]
+	r.mu.Unlock()
+	r.forget(scope, epoch)
+	_, err := r.bind(ctx, g, key)
+	return err == nil
+}
+
+// raise begins a new reign of the same authority after its counter has gone back.
+func (r *reigns) raise(ctx context.Context, g *Guard, key domain.Key, from int64) bool {
+	r.mu.Lock()
+	scope := r.scopes[key]
+	r.mu.Unlock()
+	a, err := g.db.RaiseEpoch(ctx, scope, from)
+	if err != nil {
+		g.log.Error("an authority's counter has gone back, and its epoch could not be raised", "scope", scope, "error", err)
+		return false
+	}
+	g.log.Warn("an authority's counter has gone back; its epoch was raised", "scope", scope, "strategy", a.Strategy, "epoch", a.Epoch)
+	r.forget(scope, from)
+	return true
+}
+
+// claim takes over a shared scope for this instance.
+func (r *reigns) claim(a domain.Authority) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ours == nil {
+		r.ours = map[domain.Scope]string{}
+	}
+	r.ours[a.Scope] = a.Strategy
+}

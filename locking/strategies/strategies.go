@@ -1,0 +1,78 @@
+// Package strategies is the one table of lock strategies. A strategy is in the product, in the documentation and under the
+// conformance suite because it has a row here.
+package strategies
+
+import (
+	"fmt"
+	"log/slog"
+	"time"
+
+	"fencepost/locking"
+	"fencepost/locking/pglock"
+	"fencepost/locking/redislock"
+)
+
+// Config says where the lock servers are. A strategy whose servers are not named is shown as not available.
+type Config struct {
+	RedisURL string
+	LeaseTTL time.Duration // the term of a lease
+	Log      *slog.Logger
+}
+
+// Traits are what a strategy promises; the conformance suite holds it to them.
+type Traits struct {
+	Exclusive bool // two holders never meet, as long as no lease is broken
+	Expires   bool // it is a lease: it can be lost while its holder believes in it
+	Fences    bool // its grants carry tokens that rise
+}
+
+// Strategy is a row of the table.
+type Strategy struct {
+	Name   string
+	Traits Traits
+	Open   func(c Config) (*locking.Backend, error)
+}
+
+// All returns the table, in the order in which strategies are shown.
+func All() []Strategy {
+	return []Strategy{
+		{"none", Traits{}, func(Config) (*locking.Backend, error) {
+			return &locking.Backend{Name: "none", Summary: "no lock at all: read, decide, write; shows what goes wrong"}, nil
+		}},
+		{pglock.Name, Traits{Exclusive: true, Fences: true}, func(Config) (*locking.Backend, error) {
+			return pglock.Open(), nil
+		}},
+		{redislock.Name, Traits{Exclusive: true, Expires: true, Fences: true}, func(c Config) (*locking.Backend, error) {
+			if c.RedisURL == "" {
+				return &locking.Backend{
+					Name: redislock.Name, Summary: redislock.Summary, Fences: true,
+					Problem: "no Redis server is configured: set FENCEPOST_REDIS_URL",
+				}, nil
+			}
+			return redislock.Open(c.RedisURL, c.LeaseTTL, c.Log)
+		}},
+	}
+}
+
+// Names lists the strategies.
+func Names() []string {
+	var names []string
+	for _, s := range All() {
+		names = append(names, s.Name)
+	}
+	return names
+}
+
+// Open opens every strategy. It does not wait for their servers: one that does not answer yet is not available yet.
+func Open(c Config) (locking.Backends, error) {
+	var backends locking.Backends
+	for _, s := range All() {
+		b, err := s.Open(c)
+		if err != nil {
+			_ = backends.Close()
+			return nil, fmt.Errorf("opening the strategy %s: %w", s.Name, err)
+		}
+		backends = append(backends, b)
+	}
+	return backends, nil
+}
