@@ -1,0 +1,39 @@
+# A pipe fails when any part of it does.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## Start servers and three instances, and print the page's address; Ctrl-C leaves nothing behind
+	@sh cmd/lab/deps.sh demo
+	go run ./cmd/lab demo
+
+.PHONY: test
+test: deps lint ## Run the linters and every test, against real servers; a skipped test is a failure
+	go run ./cmd/lab exec -- go test -race -shuffle=on -count=1 -json ./... | go run ./cmd/lab/internal/noskip
+
+.PHONY: lint
+lint: ## Check the code with go vet, staticcheck and gofumpt
+	go vet ./...
+	go tool staticcheck ./...
+	@unformatted=$$(go tool gofumpt -l .); \
+	if [ -n "$$unformatted" ]; then \
+		echo "not formatted, run 'make fmt':"; echo "$$unformatted"; exit 1; \
+	fi
+
+.PHONY: fmt
+fmt: ## Format the code with gofumpt
+	go tool gofumpt -w .
+
+.PHONY: build
+build: ## Build the service and the laboratory into bin/
+	go build -o bin/ ./cmd/...
+
+.PHONY: deps
+deps: ## Install what tests need and this machine lacks
+	@sh cmd/lab/deps.sh test

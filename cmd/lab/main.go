@@ -1,0 +1,129 @@
+// Command lab is the laboratory: it starts real servers as private child processes, runs things against them, and
+// leaves nothing behind.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"fencepost/cmd/lab/internal/servers"
+)
+
+type cli struct {
+	Up   upCmd   `cmd:"" help:"Start the servers, print their addresses, and wait for Ctrl-C."`
+	Exec execCmd `cmd:"" help:"Start the servers, run a command with their addresses in its environment, and return its exit code."`
+}
+
+func main() {
+	servers.RunJanitor()
+	os.Exit(run(os.Args[1:]))
+}
+
+func run(args []string) int {
+	var c cli
+	parser, err := kong.New(&c, kong.Name("lab"), kong.Description(
+		"The laboratory: PostgreSQL, five Redis and ZooKeeper, real ones, on free loopback ports. "+
+			"An address that is already in the environment (FENCEPOST_DATABASE_URL and its kin) is used as it is."))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "lab:", err)
+		return 1
+	}
+	parsed, err := parser.Parse(args)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "lab:", err)
+		return 2
+	}
+	ctx, stop := untilStopped()
+	defer stop()
+	parsed.BindTo(ctx, (*context.Context)(nil))
+	err = parsed.Run()
+	var code exitCode
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &code):
+		return int(code)
+	default:
+		fmt.Fprintln(os.Stderr, "lab:", err)
+		return 1
+	}
+}
+
+// exitCode is an error that was reported already and decides the exit code.
+type exitCode int
+
+func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
+
+// stoppedBy is the cause of a context that a signal ended.
+type stoppedBy struct{ syscall.Signal }
+
+func (s stoppedBy) Error() string { return "stopped by signal: " + s.Signal.String() }
+
+var errOrphaned = errors.New("the process that started the laboratory is gone")
+
+// untilStopped returns a context that ends with a signal, or with the parent process: a SIGTERM to `go run` ends that
+// alone and never arrives here.
+func untilStopped() (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	parent := os.Getppid()
+	go func() {
+		ticker := time.NewTicker(200 * time.Millisecond)
+		defer ticker.Stop()
+		for {
+			select {
+			case s := <-signals:
+				cancel(stoppedBy{s.(syscall.Signal)})
+			case <-ticker.C:
+				if os.Getppid() != parent {
+					cancel(errOrphaned)
+				}
+			case <-ctx.Done():
+				return // a second signal does not cut the tidying short
+			}
+		}
+	}()
+	return ctx, func() { cancel(nil) }
+}
+
+// withLab runs f in a laboratory. The context of f ends when the laboratory is to stop or when one of its processes
+// has failed. A signal is the ordinary end: what f made of it counts.
+func withLab(ctx context.Context, options servers.Options, f func(context.Context, *servers.Lab) error) (err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	options.Getenv = os.Getenv
+	lab, err := servers.Start(ctx, options)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lab.Close()) }()
+	if err := lab.Table(os.Stderr); err != nil {
+		return err
+	}
+	go func() {
+		select {
+		case err := <-lab.Failed():
+			cancel(err)
+		case <-ctx.Done():
+		}
+	}()
+	return f(ctx, lab)
+}
+
+// ended waits for the end of ctx and returns nil when a signal caused it.
+func ended(ctx context.Context) error {
+	<-ctx.Done()
+	cause := context.Cause(ctx)
+	if errors.As(cause, new(stoppedBy)) {
+		return nil
+	}
+	return cause
+}
