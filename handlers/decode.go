@@ -1,0 +1,187 @@
+package handlers
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"reflect"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/labstack/echo/v4"
+
+	"fencepost/domain"
+)
+
+// maxBody is far above what any request needs.
+const maxBody = 64 << 10
+
+// malformedError is a body that is not JSON.
+type malformedError struct {
+	problem string
+	offset  int64
+}
+
+func (e *malformedError) Error() string { return e.problem }
+
+// decode reads the body into a T, a struct whose fields all have a json tag. A field is required unless its tag says
+// omitempty; an optional one is a pointer, so that what was left out can be told from zero.
+//
+// encoding/json alone is too kind for a request that moves stock: it takes {"quantity": 1, "Quantity": 90} for 90, null for
+// "no change", a misspelt field for nothing, and a missing one for zero. So the objects are walked here, and encoding/json
+// reads the single values.
+func decode[T any](c echo.Context) (T, error) {
+	var in T
+	body, err := readBody(c)
+	if err != nil {
+		return in, err
+	}
+	return in, decodeObject("", body, reflect.ValueOf(&in).Elem())
+}
+
+// noBody is for the POSTs that need none. What is there all the same must be an empty object: a field in it would be
+// something that the client wants and does not get.
+func noBody(c echo.Context) error {
+	if c.Request().ContentLength == 0 {
+		return nil
+	}
+	_, err := decode[struct{}](c)
+	return err
+}
+
+// readBody returns a body that is one JSON value.
+func readBody(c echo.Context) ([]byte, error) {
+	mediaType, params, err := mime.ParseMediaType(c.Request().Header.Get(echo.HeaderContentType))
+	if charset := params["charset"]; err != nil || mediaType != echo.MIMEApplicationJSON ||
+		charset != "" && !strings.EqualFold(charset, "utf-8") {
+		return nil, errMediaType
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(c.Response(), c.Request().Body, maxBody))
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return nil, errTooLarge
+	} else if err != nil {
+		return nil, &malformedError{problem: "the body ended early", offset: int64(len(body))}
+	}
+	if !utf8.Valid(body) {
+		return nil, &malformedError{problem: "the body is not UTF-8", offset: validPrefix(body)}
+	}
+	var whole json.RawMessage
+	if err := json.Unmarshal(body, &whole); err != nil {
+		syntax, ok := errors.AsType[*json.SyntaxError](err)
+		if !ok {
+			return nil, err
+		}
+		return nil, &malformedError{problem: syntax.Error(), offset: syntax.Offset}
+	}
+	return whole, nil
+}
+
+func validPrefix(body []byte) (n int64) {
+	for len(body) > 0 {
+		r, size := utf8.DecodeRune(body)
+		if r == utf8.RuneError && size == 1 {
+			break
+		}
+		body, n = body[size:], n+int64(size)
+	}
+	return n
+}
+
+// decodeObject reads the object raw, which is valid JSON, into a struct. path is where it stands in the body: "" or "lock".
+func decodeObject(path string, raw []byte, into reflect.Value) error {
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	if open, err := dec.Token(); err != nil || open != json.Delim('{') {
+		if path == "" {
+			path = "body"
+		}
+		return domain.Invalid(path, "must be an object")
+	}
+	fields := fieldsOf(into.Type())
+	seen := map[string]bool{}
+	for dec.More() {
+		token, err := dec.Token()
+		if err != nil {
+			return err
+		}
+		name := token.(string)
+		var value json.RawMessage
+		if err := dec.Decode(&value); err != nil {
+			return err
+		}
+		at := join(path, name)
+		i, known := fields[name]
+		switch {
+		case !known:
+			return domain.Invalid(at, "must be left out: there is no such field")
+		case seen[name]:
+			return domain.Invalid(at, "must be given once")
+		}
+		seen[name] = true
+		if err := decodeValue(at, value, into.Field(i)); err != nil {
+			return err
+		}
+	}
+	for i := range into.NumField() { // in the order of the struct, so that the answer is always the same
+		name, optional := nameOf(into.Type().Field(i))
+		if !optional && !seen[name] {
+			return domain.Invalid(join(path, name), "must be given")
+		}
+	}
+	return nil
+}
+
+func decodeValue(at string, raw []byte, into reflect.Value) error {
+	if string(raw) == "null" {
+		return domain.Invalid(at, "must not be null")
+	}
+	if into.Kind() == reflect.Pointer {
+		into.Set(reflect.New(into.Type().Elem()))
+		into = into.Elem()
+	}
+	if into.Kind() == reflect.Struct && into.Type() != reflect.TypeFor[time.Time]() {
+		return decodeObject(at, raw, into)
+	}
+	if err := json.Unmarshal(raw, into.Addr().Interface()); err != nil {
+		return domain.Invalid(at, "must be %s", wanted(into))
+	}
+	return nil
+}
+
+// wanted says in the client's words what a field takes.
+func wanted(v reflect.Value) string {
+	switch v.Interface().(type) {
+	case int64:
+		return "a whole number of at most 64 bits, without a fraction or an exponent"
+	case string:
+		return "a string"
+	case time.Time:
+		return "a time as RFC 3339 has it, such as 2026-01-31T18:00:00Z"
+	}
+	panic("handlers: no words for " + v.Type().String())
+}
+
+// fieldsOf maps the names of t's fields to their places. Names are taken to the letter.
+func fieldsOf(t reflect.Type) map[string]int {
+	fields := make(map[string]int, t.NumField())
+	for i := range t.NumField() {
+		name, _ := nameOf(t.Field(i))
+		fields[name] = i
+	}
+	return fields
+}
+
+func nameOf(f reflect.StructField) (name string, optional bool) {
+	name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
+	return name, options == "omitempty"
+}
+
+func join(path, name string) string {
+	if path == "" {
+		return name
+	}
+	return path + "." + name
+}

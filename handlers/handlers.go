@@ -1,0 +1,146 @@
+// Package handlers is the HTTP face of Fencepost: it turns requests into calls of the use cases, and their results and
+// errors into JSON. It knows neither locks nor SQL, and it is the only package besides the command that knows echo.
+//
+// It promises that a request is read strictly (what it does not understand it refuses, naming the field), that every error
+// is answered as a problem (RFC 9457) from one table, and that no error text of a server or driver reaches a client.
+package handlers
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/labstack/echo/v4"
+
+	"fencepost/domain"
+)
+
+// Config is what the handlers need. Service, Strategies, Ready and Log are required.
+type Config struct {
+	Service    *domain.Service
+	Strategies func(context.Context) ([]domain.StrategyStatus, error)
+
+	// Ready tells whether this instance can serve. The text of its error is shown to whoever asks, so it must be one line
+	// that names no address and no secret.
+	Ready func(context.Context) error
+
+	// Authenticate finds the caller that a key belongs to; ErrNotFound means that the key is not valid. Without it
+	// authentication is off, and every caller is an admin.
+	Authenticate func(ctx context.Context, key string) (domain.Caller, error)
+
+	// Instances are the base URLs of all instances. A page that one of them served may call the others.
+	Instances []string
+
+	Page           http.Handler  // serves / and everything below that is not the API's; may be nil
+	RequestTimeout time.Duration // 0: 15 s
+	MaxRequests    int           // served at the same time under /v1; 0: 512
+	Log            *slog.Logger
+	Version        string
+}
+
+type server struct {
+	Config
+	slots   chan struct{}
+	origins map[string]bool
+}
+
+// role is who may use a route.
+type role int
+
+const (
+	anybody role = iota
+	client       // any valid key
+	admin
+)
+
+// route is one row of the table of routes.
+type route struct {
+	method, path string
+	role         role
+	handle       echo.HandlerFunc
+}
+
+func (s *server) routes() []route {
+	routes := []route{
+		{http.MethodPost, "/v1/items", admin, s.createItem},
+		{http.MethodGet, "/v1/items", client, s.items},
+		{http.MethodGet, "/v1/items/:sku", client, s.item},
+		{http.MethodPost, "/v1/items/:sku/restocks", admin, s.restock},
+		{http.MethodPost, "/v1/items/:sku/reservations", client, s.reserve},
+		{http.MethodGet, "/v1/reservations/:id", client, s.reservation},
+		{http.MethodPost, "/v1/reservations/:id/confirm", client, s.confirm},
+		{http.MethodPost, "/v1/reservations/:id/release", client, s.release},
+		{http.MethodPost, "/v1/coupons", admin, s.createCoupon},
+		{http.MethodGet, "/v1/coupons/:code", admin, s.coupon},
+		{http.MethodPost, "/v1/coupons/:code/redemptions", client, s.redeem},
+		{http.MethodPost, "/v1/redemptions/:id/rollback", client, s.rollback},
+		{http.MethodGet, "/v1/strategies", client, s.strategies},
+		{http.MethodGet, "/v1/audit", admin, s.audit},
+		{http.MethodGet, pathHealth, anybody, s.healthz},
+		{http.MethodGet, "/readyz", anybody, s.readyz},
+	}
+	if s.Authenticate == nil {
+		// Where the other instances are is nobody's business on the open net; the page of a demonstration needs it.
+		routes = append(routes, route{http.MethodGet, "/v1/instances", anybody, s.instances})
+	}
+	return routes
+}
+
+const pathHealth = "/healthz"
+
+// New builds the handler. It panics when an instance's URL is not one: the configuration has checked them.
+func New(c Config) http.Handler {
+	if c.RequestTimeout == 0 {
+		c.RequestTimeout = 15 * time.Second
+	}
+	if c.MaxRequests == 0 {
+		c.MaxRequests = 512
+	}
+	s := &server{Config: c, slots: make(chan struct{}, c.MaxRequests), origins: map[string]bool{}}
+	crossOrigin := http.NewCrossOriginProtection()
+	for _, instance := range c.Instances {
+		u, err := url.Parse(instance)
+		if err == nil {
+			err = crossOrigin.AddTrustedOrigin(u.Scheme + "://" + u.Host)
+		}
+		if err != nil {
+			panic(fmt.Sprintf("handlers: instance %q: %v", instance, err))
+		}
+		s.origins[u.Scheme+"://"+u.Host] = true
+	}
+
+	e := echo.New()
+	e.HTTPErrorHandler = s.answerError
+	e.IPExtractor = echo.ExtractIPDirect() // a client can write anything into X-Forwarded-For
+	e.Pre(decodedPath)
+	e.Use(s.observe, secure, s.shareAcrossInstances(crossOrigin), s.limit)
+	for _, r := range s.routes() {
+		e.Add(r.method, r.path, r.handle, s.allow(r.role))
+		if r.method == http.MethodGet {
+			e.HEAD(r.path, r.handle, s.allow(r.role)) // net/http leaves the body out
+		}
+	}
+	// Without these an unknown path of the API would reach the page, and answer HTML or "method not allowed".
+	e.RouteNotFound("/v1", noRoute)
+	e.RouteNotFound("/v1/*", noRoute)
+	if c.Page != nil {
+		page := echo.WrapHandler(c.Page)
+		e.GET("/*", page)
+		e.HEAD("/*", page)
+	}
+	return e
+}
+
+func noRoute(echo.Context) error { return errNoRoute }
+
+// decodedPath has the router look at the decoded path, so that /v1/items/%61 and /v1/items/a are one item, as RFC 3986
+// has it. No name contains a slash, so nothing is lost.
+func decodedPath(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		c.Request().URL.RawPath = ""
+		return next(c)
+	}
+}
