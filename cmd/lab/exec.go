@@ -53,7 +53,7 @@ func execute(ctx context.Context, lab *servers.Lab, command []string) error {
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
 	// Whatever the command has left running goes too.
-	defer syscall.Kill(group, syscall.SIGKILL) //nolint:errcheck // usually there is nothing left
+	defer syscall.Kill(group, syscall.SIGKILL) // usually there is nothing left
 
 	select {
 	case err := <-exited:

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+
+	"fencepost/cmd/lab/internal/instances"
+	"fencepost/cmd/lab/internal/servers"
+)
+
+type demoCmd struct {
+	Require []string `default:"postgres" enum:"postgres,redis,zookeeper" help:"Servers that must be there: postgres, redis, zookeeper."`
+	Verbose bool     `help:"Print the instances' logs instead of writing them to files."`
+}
+
+// Run ends with the instances stopped in order, before their servers are.
+func (c *demoCmd) Run(ctx context.Context) error {
+	options := servers.Options{Require: c.Require, RequireEmpty: true}
+	return withLab(ctx, options, func(ctx context.Context, lab *servers.Lab) error {
+		binary, err := instances.Build(ctx, lab)
+		if err != nil {
+			return err
+		}
+		if err := instances.Migrate(ctx, lab, binary); err != nil {
+			return err
+		}
+		addresses, err := demoAddresses(lab)
+		if err != nil {
+			return err
+		}
+		config := instances.Config{Binary: binary, Addresses: addresses}
+		if c.Verbose {
+			config.Output = os.Stderr
+		}
+		running, err := instances.Start(ctx, lab, config)
+		if err != nil {
+			return err
+		}
+		if err := seed(ctx, running[0].URL, lab.Env()); err != nil {
+			return errors.Join(fmt.Errorf("seed: %w", err), instances.Stop(context.WithoutCancel(ctx), running))
+		}
+		c.explain(lab, running)
+		err = ended(ctx)
+		return errors.Join(err, instances.Stop(context.WithoutCancel(ctx), running))
+	})
+}
+
+func (c *demoCmd) explain(lab *servers.Lab, running []*instances.Instance) {
+	fmt.Println()
+	for i, instance := range running {
+		fmt.Printf("instance %d  %s\n", i+1, instance.URL)
+	}
+	if !c.Verbose {
+		fmt.Printf("their logs  %s/instance-*.log\n", lab.Dir())
+	}
+	fmt.Printf("\nOpen the page:    %s/\n", running[0].URL)
+	fmt.Printf("Reserve an item:  curl -i -X POST %s/v1/items/concert-ticket/reservations "+
+		"-H 'Content-Type: application/json' -d '{\"quantity\":1}'\n", running[0].URL)
+	fmt.Println("Ctrl-C stops everything and removes its data.")
+}
+
+// demoAddresses prefers a port that people can remember for the first instance.
+func demoAddresses(lab *servers.Lab) ([]string, error) {
+	const wellKnown = "127.0.0.1:8080"
+	addresses := make([]string, 3)
+	for i := range addresses {
+		var err error
+		if addresses[i], err = lab.FreeAddress(); err != nil {
+			return nil, err
+		}
+	}
+	listener, err := net.Listen("tcp", wellKnown)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s is taken; the first instance listens on %s instead.\n", wellKnown, addresses[0])
+		return addresses, nil
+	}
+	addresses[0] = wellKnown
+	return addresses, listener.Close()
+}
+
+// seed creates what the page and the curl line work with: an item under the configured lock, and one for each of
+// two locks that are worth comparing.
+func seed(ctx context.Context, url string, env []string) error {
+	type lock struct {
+		Strategy string `json:"strategy"`
+		Fencing  string `json:"fencing"`
+	}
+	type item struct {
+		SKU   string `json:"sku"`
+		Name  string `json:"name"`
+		Stock int    `json:"stock"`
+		Lock  *lock  `json:"lock,omitempty"`
+	}
+	type coupon struct {
+		Code           string `json:"code"`
+		MaxRedemptions int    `json:"max_redemptions"`
+	}
+	items := []item{
+		{SKU: "concert-ticket", Name: "Concert ticket", Stock: 100},
+		{SKU: "last-seat", Name: "The last seat", Stock: 1, Lock: &lock{"postgres", "enforced"}},
+		{SKU: "unsafe-gadget", Name: "Gadget sold without a lock", Stock: 100, Lock: &lock{"none", "off"}},
+	}
+	hasRedis := slices.ContainsFunc(env, func(v string) bool { return strings.HasPrefix(v, "FENCEPOST_REDIS_URL=") })
+	if hasRedis {
+		items = append(items, item{SKU: "sneakers", Name: "Sneakers", Stock: 100, Lock: &lock{"redis", "enforced"}})
+	}
+	for _, item := range items {
+		if err := post(ctx, url+"/v1/items", item); err != nil {
+			return err
+		}
+	}
+	for _, coupon := range []coupon{{"WELCOME", 1}, {"SPRING", 100}} {
+		if err := post(ctx, url+"/v1/coupons", coupon); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func post(ctx context.Context, url string, body any) error {
+	data, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(data))
+	if err != nil {
+		return err
+	}
+	request.Header.Set("Content-Type", "application/json")
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	answer, err := io.ReadAll(response.Body)
+	if err != nil {
+		return err
+	}
+	if response.StatusCode != http.StatusCreated {
+		return fmt.Errorf("POST %s %s answers %s: %s", url, data, response.Status, answer)
+	}
+	return nil
+}

@@ -1,0 +1,128 @@
+// Package instances runs instances of the service, built from this module, as children of a laboratory.
+//
+// It promises what the laboratory promises: an instance that ends by itself is a failure, and none outlives the
+// laboratory. It knows the service only by its commands, its variables and /readyz.
+package instances
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"fencepost/cmd/lab/internal/servers"
+)
+
+const (
+	readyTimeout = 5 * time.Second
+	stopTimeout  = 10 * time.Second
+)
+
+// Config describes instances that are alike but for their addresses.
+type Config struct {
+	// Binary is what Build returned.
+	Binary string
+	// Addresses, host:port, say where to listen and so how many instances there are.
+	Addresses []string
+	// Env is added to the environment of this process and to the addresses of the servers.
+	Env []string
+	// Output receives the logs; nil stands for a file for each instance in the laboratory's folder.
+	Output *os.File
+}
+
+// Instance is a running instance of the service.
+type Instance struct {
+	URL string
+	*servers.Process
+}
+
+// Build compiles the service into the laboratory's folder and returns the program's path.
+func Build(ctx context.Context, lab *servers.Lab) (string, error) {
+	binary := filepath.Join(lab.Dir(), "fencepost")
+	output, err := exec.CommandContext(ctx, "go", "build", "-o", binary, "fencepost/cmd/fencepost").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("build the service: %w\n%s", err, output)
+	}
+	return binary, nil
+}
+
+// Migrate brings the schema of the laboratory's database up to date.
+func Migrate(ctx context.Context, lab *servers.Lab, binary string) error {
+	cmd := exec.CommandContext(ctx, binary, "migrate")
+	cmd.Env = append(os.Environ(), lab.Env()...)
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("migrate the database: %w\n%s", err, output)
+	}
+	return nil
+}
+
+// Start starts the instances side by side and returns when each is ready. An instance that is not ready within five
+// seconds is an error that ends with the tail of its log.
+func Start(ctx context.Context, lab *servers.Lab, config Config) ([]*Instance, error) {
+	instances := make([]*Instance, len(config.Addresses))
+	urls := make([]string, len(config.Addresses))
+	for i, address := range config.Addresses {
+		urls[i] = "http://" + address
+	}
+	var group errgroup.Group
+	for i, address := range config.Addresses {
+		group.Go(func() error {
+			env := append(os.Environ(), lab.Env()...)
+			env = append(env, "FENCEPOST_INSTANCES="+strings.Join(urls, ","))
+			env = append(env, config.Env...)
+			env = append(env, "FENCEPOST_LISTEN="+address)
+			ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, fmt.Errorf("waited %s", readyTimeout))
+			defer cancel()
+			process, err := lab.Launch(ctx, servers.Command{
+				Name:   fmt.Sprintf("instance-%d", i+1),
+				Path:   config.Binary,
+				Args:   []string{"serve"},
+				Env:    env,
+				Output: config.Output,
+				Ready:  func(ctx context.Context) error { return ready(ctx, urls[i]) },
+			})
+			instances[i] = &Instance{URL: urls[i], Process: process}
+			return err
+		})
+	}
+	return instances, group.Wait()
+}
+
+// Stop has the instances finish what they began, side by side.
+func Stop(ctx context.Context, instances []*Instance) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, stopTimeout, fmt.Errorf("waited %s", stopTimeout))
+	defer cancel()
+	var group errgroup.Group
+	for _, instance := range instances {
+		group.Go(func() error { return instance.Stop(ctx) })
+	}
+	return group.Wait()
+}
+
+func ready(ctx context.Context, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/readyz", nil)
+	if err != nil {
+		return err
+	}
+	// No connection is kept: the service would wait for it when it stops.
+	request.Close = true
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	if err := response.Body.Close(); err != nil {
+		return err
+	}
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("/readyz answers %s", response.Status)
+	}
+	return nil
+}
