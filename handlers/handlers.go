@@ -116,25 +116,15 @@ func New(c Config) http.Handler {
 	e.HTTPErrorHandler = s.answerError
 	e.IPExtractor = echo.ExtractIPDirect() // a client can write anything into X-Forwarded-For
 	e.Pre(decodedPath)
-	e.Use(s.observe, secure, s.shareAcrossInstances(crossOrigin), s.limit)
+	e.Use(s.observe, secure, s.shareAcrossInstances(crossOrigin), s.limit, s.page)
 	for _, r := range s.routes() {
 		e.Add(r.method, r.path, r.handle, s.allow(r.role))
 		if r.method == http.MethodGet {
 			e.HEAD(r.path, r.handle, s.allow(r.role)) // net/http leaves the body out
 		}
 	}
-	// Without these an unknown path of the API would reach the page, and answer HTML or "method not allowed".
-	e.RouteNotFound("/v1", noRoute)
-	e.RouteNotFound("/v1/*", noRoute)
-	if c.Page != nil {
-		page := echo.WrapHandler(c.Page)
-		e.GET("/*", page)
-		e.HEAD("/*", page)
-	}
 	return e
 }
-
-func noRoute(echo.Context) error { return errNoRoute }
 
 // decodedPath has the router look at the decoded path, so that /v1/items/%61 and /v1/items/a are one item, as RFC 3986
 // has it. No name contains a slash, so nothing is lost.

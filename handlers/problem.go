@@ -58,8 +58,8 @@ var problems = []struct {
 	},
 
 	{domain.ErrInvalid, http.StatusUnprocessableEntity, "invalid", false, "The input is not valid", ""},
-	{domain.ErrNotFound, http.StatusNotFound, "not_found", false, "Not found", ""},
-	{domain.ErrAlreadyExists, http.StatusConflict, "already_exists", false, "It exists already", ""},
+	{domain.ErrNotFound, http.StatusNotFound, "not_found", false, "Not found", "What the path names does not exist, or is not yours to see."},
+	{domain.ErrAlreadyExists, http.StatusConflict, "already_exists", false, "It exists already", "The name is taken. Nothing was written."},
 	{domain.ErrOutOfStock, http.StatusConflict, "out_of_stock", false, "Not enough stock", ""},
 	{domain.ErrWrongState, http.StatusConflict, "wrong_state", false, "Not possible in this state", ""},
 	{domain.ErrExpired, http.StatusConflict, "reservation_expired", false, "The reservation has expired", ""},

@@ -1,0 +1,221 @@
+package handlers_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// posts are the routes that read a body, each with a good one and the name of a required whole number, string or object.
+var posts = []struct {
+	path, good                  string
+	number, text                string // a field of that type, if the route has one
+	status                      int
+	requiredInTheOrderOfAnswers []string
+}{
+	{"/v1/items", `{"sku":"vase","name":"Vase","stock":3}`, "stock", "name", 201, []string{"sku", "name", "stock"}},
+	{"/v1/items/lamp/restocks", `{"quantity":3}`, "quantity", "", 200, []string{"quantity"}},
+	{"/v1/items/lamp/reservations", `{"quantity":3}`, "quantity", "customer_id", 201, []string{"quantity"}},
+	{"/v1/coupons", `{"code":"NEW","max_redemptions":3}`, "max_redemptions", "code", 201, []string{"code", "max_redemptions"}},
+	{"/v1/coupons/TEN/redemptions", `{"customer_id":"c"}`, "", "customer_id", 201, []string{"customer_id"}},
+}
+
+func TestBodiesThatEveryRouteRefuses(t *testing.T) {
+	t.Parallel()
+	type body struct {
+		name, text string
+		status     int
+		field      string // "": do not look
+	}
+	for _, post := range posts {
+		bodies := []body{
+			{"empty", " ", 400, ""},
+			{"not JSON", "quantity=1", 400, ""},
+			{"cut off", post.good[:len(post.good)-1], 400, ""},
+			{"trailing data", post.good + post.good, 400, ""},
+			{"trailing comma", post.good[:len(post.good)-1] + ",}", 400, ""},
+			{"not UTF-8", `{"quantity":"` + "\xff" + `"}`, 400, ""},
+			{"deeply nested", strings.Repeat("[", 20000) + strings.Repeat("]", 20000), 400, ""},
+			{"NaN", `{"quantity":NaN}`, 400, ""},
+			{"hexadecimal", `{"quantity":0x10}`, 400, ""},
+			{"too large", `{"quantity":1` + strings.Repeat(" ", 64<<10) + `}`, 413, ""},
+			{"null", `null`, 422, "body"},
+			{"array", `[` + post.good + `]`, 422, "body"},
+			{"string", `"x"`, 422, "body"},
+			{"number", `1`, 422, "body"},
+			{"unknown field", post.good[:len(post.good)-1] + `,"token":"99"}`, 422, "token"},
+			{"empty object", `{}`, 422, post.requiredInTheOrderOfAnswers[0]},
+		}
+		for _, field := range post.requiredInTheOrderOfAnswers {
+			bodies = append(
+				bodies,
+				body{"null " + field, replaceField(post.good, field, "null"), 422, field},
+				body{"object for " + field, replaceField(post.good, field, "{}"), 422, field},
+				body{"array for " + field, replaceField(post.good, field, "[1]"), 422, field},
+				body{"true for " + field, replaceField(post.good, field, "true"), 422, field},
+				body{"missing " + field, strings.Replace(strings.Replace(replaceField(post.good, field, "@"), `"`+field+`":@,`, "", 1), `,"`+field+`":@`, "", 1), 422, field},
+				body{"twice " + field, `{` + member(post.good, field) + `,` + post.good[1:], 422, field},
+				body{"twice, once in escapes, " + field, `{` + escaped(member(post.good, field)) + `,` + post.good[1:], 422, field},
+				body{"upper case " + field, strings.Replace(post.good, field, strings.ToUpper(field), 1), 422, strings.ToUpper(field)},
+			)
+		}
+		if post.number != "" {
+			for _, n := range []string{
+				`"1"`, "1.5", "1.0", "1e2", "-1", "9223372036854775808", "-9223372036854775809", "1e400",
+				"9223372036854775807", "18446744073709551617", "1000000001",
+			} {
+				bodies = append(bodies, body{"number " + n, replaceField(post.good, post.number, n), 422, post.number})
+			}
+		}
+		if post.text != "" && post.text != post.number {
+			for _, s := range []string{`1`, `"a\u0000b"`, `"a\nb"`, `"\ud800"`, `"` + strings.Repeat("x", 201) + `"`} {
+				bodies = append(bodies, body{"text " + s[:min(len(s), 12)], setField(post.good, post.text, s), 422, post.text})
+			}
+		}
+		for _, b := range bodies {
+			if strings.HasPrefix(b.name, "missing") && len(post.requiredInTheOrderOfAnswers) == 1 {
+				continue // the empty object
+			}
+			t.Run(post.path+" "+b.name, func(t *testing.T) {
+				t.Parallel()
+				m := newMemory()
+				w := call(newHandler(m), "POST", post.path, b.text)
+				p := problemOf(t, w)
+				assert.Equal(t, b.status, w.Code, "%s\n%s", b.text[:min(len(b.text), 200)], w.Body)
+				switch b.status {
+				case 400:
+					assert.Equal(t, "malformed", p.Code)
+					require.NotNil(t, p.Offset)
+				case 422:
+					assert.Equal(t, "invalid", p.Code)
+					if b.field != "" {
+						assert.Equal(t, b.field, p.Field, b.text)
+					}
+				}
+				assert.Zero(t, m.sections, "the guard was called")
+				assert.Zero(t, m.made, "something was made")
+			})
+		}
+		t.Run(post.path+" content types", func(t *testing.T) {
+			t.Parallel()
+			m := newMemory()
+			h := newHandler(m)
+			for _, contentType := range []string{"", "text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-16", "application/json, text/html", "application/"} {
+				w := call(h, "POST", post.path, post.good, "Content-Type", contentType)
+				assert.Equal(t, "unsupported_media_type", problemOf(t, w).Code, contentType)
+			}
+			assert.Zero(t, m.sections+m.made)
+			assert.Equal(t, post.status, call(h, "POST", post.path, post.good, "Content-Type", "Application/JSON; Charset=UTF-8").Code)
+		})
+	}
+}
+
+// member is the "name":value of a field in a flat object.
+func member(object, field string) string {
+	from := strings.Index(object, `"`+field+`":`)
+	to := from + strings.IndexAny(object[from:], ",}")
+	return object[from:to]
+}
+
+func replaceField(object, field, value string) string {
+	return strings.Replace(object, member(object, field), fmt.Sprintf("%q:%s", field, value), 1)
+}
+
+func setField(object, field, value string) string {
+	if strings.Contains(object, `"`+field+`":`) {
+		return replaceField(object, field, value)
+	}
+	return object[:len(object)-1] + fmt.Sprintf(",%q:%s}", field, value)
+}
+
+// escaped writes the first letter of a member's name as an escape, which JSON takes for the same name.
+func escaped(member string) string { return fmt.Sprintf(`"\u%04x%s`, member[1], member[2:]) }
+
+func TestBodiesThatOneRouteRefuses(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ path, body, field string }{
+		{"/v1/items/lamp/reservations", `{"quantity":0}`, "quantity"},
+		{"/v1/items/lamp/reservations", `{"quantity":101}`, "quantity"},
+		{"/v1/items/lamp/reservations", `{"quantity":1,"ttl_seconds":0}`, "ttl_seconds"},
+		{"/v1/items/lamp/reservations", `{"quantity":1,"ttl_seconds":-60}`, "ttl_seconds"},
+		{"/v1/items/lamp/reservations", `{"quantity":1,"ttl_seconds":86401}`, "ttl_seconds"},
+		{"/v1/items/lamp/reservations", `{"quantity":1,"ttl_seconds":9223372037}`, "ttl_seconds"},  // a negative Duration
+		{"/v1/items/lamp/reservations", `{"quantity":1,"ttl_seconds":18446744074}`, "ttl_seconds"}, // half a second again
+		{"/v1/items/lamp/reservations", `{"quantity":1,"ttl_seconds":null}`, "ttl_seconds"},
+		{"/v1/items/lamp/reservations", `{"quantity":1,"customer_id":7}`, "customer_id"},
+		{"/v1/items/lamp/reservations", `{"quantity":1,"customer_id":null}`, "customer_id"},
+		{"/v1/items/lamp/restocks", `{"quantity":0}`, "quantity"},
+		{"/v1/items", `{"sku":"a/b","name":"n","stock":1}`, "sku"},
+		{"/v1/items", `{"sku":"a","name":"","stock":1}`, "name"},
+		{"/v1/items", `{"sku":"a","name":"n","stock":1,"lock":null}`, "lock"},
+		{"/v1/items", `{"sku":"a","name":"n","stock":1,"lock":[]}`, "lock"},
+		{"/v1/items", `{"sku":"a","name":"n","stock":1,"lock":"redis"}`, "lock"},
+		{"/v1/items", `{"sku":"a","name":"n","stock":1,"lock":{"strategy":""}}`, "lock.strategy"},
+		{"/v1/items", `{"sku":"a","name":"n","stock":1,"lock":{"strategy":"paxos"}}`, "lock.strategy"},
+		{"/v1/items", `{"sku":"a","name":"n","stock":1,"lock":{"strategy":1}}`, "lock.strategy"},
+		{"/v1/items", `{"sku":"a","name":"n","stock":1,"lock":{"fencing":"maybe"}}`, "lock.fencing"},
+		{"/v1/items", `{"sku":"a","name":"n","stock":1,"lock":{"fencing":null}}`, "lock.fencing"},
+		{"/v1/items", `{"sku":"a","name":"n","stock":1,"lock":{"fencing":"off","fencing":"off"}}`, "lock.fencing"},
+		{"/v1/items", `{"sku":"a","name":"n","stock":1,"lock":{"token":"1"}}`, "lock.token"},
+		{"/v1/coupons", `{"code":"a b","max_redemptions":1}`, "code"},
+		{"/v1/coupons", `{"code":"A","max_redemptions":0}`, "max_redemptions"},
+		{"/v1/coupons", `{"code":"A","max_redemptions":1,"per_customer_limit":0}`, "per_customer_limit"},
+		{"/v1/coupons", `{"code":"A","max_redemptions":1,"per_customer_limit":-1}`, "per_customer_limit"},
+		{"/v1/coupons", `{"code":"A","max_redemptions":1,"valid_from":0}`, "valid_from"},
+		{"/v1/coupons", `{"code":"A","max_redemptions":1,"valid_from":"0001-01-01T00:00:00Z"}`, "valid_from"},
+		{"/v1/coupons", `{"code":"A","max_redemptions":1,"valid_until":"0001-01-01T00:00:00Z"}`, "valid_until"},
+		{"/v1/coupons", `{"code":"A","max_redemptions":1,"valid_until":"tomorrow"}`, "valid_until"},
+		{"/v1/coupons", `{"code":"A","max_redemptions":1,"valid_until":"2026-02-30T00:00:00Z"}`, "valid_until"},
+		{"/v1/coupons", `{"code":"A","max_redemptions":1,"valid_until":"99999-01-01T00:00:00Z"}`, "valid_until"},
+		{"/v1/coupons", `{"code":"A","max_redemptions":1,"valid_from":"2026-02-02T00:00:00Z","valid_until":"2026-02-01T00:00:00Z"}`, "valid_until"},
+		{"/v1/coupons/TEN/redemptions", `{"customer_id":""}`, "customer_id"},
+		{"/v1/coupons/TEN/redemptions", `{"customer_id":"c","reservation_id":""}`, "reservation_id"},
+		{"/v1/coupons/TEN/redemptions", `{"customer_id":"c","reservation_id":"rsv_unknown"}`, "reservation_id"},
+		{"/v1/reservations/rsv_1/confirm", `{"quantity":1}`, "quantity"},
+		{"/v1/reservations/rsv_1/release", `{"quantity":1}`, "quantity"},
+		{"/v1/redemptions/rdm_1/rollback", `[]`, "body"},
+	} {
+		t.Run(tt.path+" "+tt.body, func(t *testing.T) {
+			t.Parallel()
+			m := newMemory()
+			w := call(newHandler(m), "POST", tt.path, tt.body)
+			p := problemOf(t, w)
+			assert.Equal(t, 422, w.Code)
+			assert.Equal(t, tt.field, p.Field)
+			assert.Contains(t, p.Detail, tt.field+" must")
+			assert.Zero(t, m.sections+m.made)
+		})
+	}
+}
+
+func TestOffsetOfMalformedBody(t *testing.T) {
+	t.Parallel()
+	for body, offset := range map[string]int64{
+		`{"quantity":x}`:                  13,
+		" ":                               1,
+		"{\"quantity\":1, \"\xff\":\"\"}": 16,
+	} {
+		p := problemOf(t, call(newHandler(newMemory()), "POST", "/v1/items/lamp/reservations", body))
+		require.NotNil(t, p.Offset)
+		assert.Equal(t, offset, *p.Offset, body)
+	}
+}
+
+func FuzzBodies(f *testing.F) {
+	for _, post := range posts {
+		f.Add(post.path, post.good)
+	}
+	f.Add("/v1/items", `{"lock":{"strategy":"a","strategy":"b"}}`)
+	f.Fuzz(func(t *testing.T, path, body string) {
+		for _, post := range posts {
+			if post.path != path {
+				continue
+			}
+			w := call(newHandler(newMemory()), "POST", path, body)
+			assert.Less(t, w.Code, 500, "%s %q: %s", path, body, w.Body)
+		}
+	})
+}
