@@ -92,7 +92,9 @@ func create(tb testing.TB, template string) Database {
 	owner := os.Getenv("FENCEPOST_OWNER_URL")
 	name := "fencepost_test_" + strings.ReplaceAll(uuid.NewString(), "-", "")
 	exec(tb, owner, `CREATE DATABASE `+name+` TEMPLATE `+template)
-	tb.Cleanup(func() { exec(tb, owner, `DROP DATABASE `+name+` WITH (FORCE)`) })
+	// Not WITH (FORCE), which an owner may not use on the service's sessions. PostgreSQL waits some seconds for sessions that
+	// are just ending; a test that has left one open fails here.
+	tb.Cleanup(func() { exec(tb, owner, `DROP DATABASE `+name) })
 	return Database{
 		OwnerURL:   withDatabase(owner, name),
 		ServiceURL: withDatabase(os.Getenv("FENCEPOST_DATABASE_URL"), name),

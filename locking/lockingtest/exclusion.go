@@ -1,0 +1,244 @@
+package lockingtest
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"fencepost/domain"
+)
+
+// crowd runs the same work from several workers on two instances, rounds times each, or until stop says that it is enough.
+func (w *world) crowd(workers, rounds int, stop func() bool, work func(ctx context.Context, n *node, worker, round int) error) {
+	w.t.Helper()
+	nodes := []*node{w.node(), w.node()}
+	ctx, cancel := context.WithTimeout(w.t.Context(), 2*deadline)
+	defer cancel()
+	errs := make(chan error, workers)
+	start := make(chan struct{})
+	var wg sync.WaitGroup
+	for worker := range workers {
+		wg.Go(func() {
+			<-start
+			for round := 0; round < rounds && !stop(); round++ {
+				if err := work(ctx, nodes[worker%len(nodes)], worker, round); err != nil {
+					errs <- err
+					return
+				}
+			}
+		})
+	}
+	close(start)
+	wg.Wait()
+	close(errs)
+	for err := range errs {
+		require.NoError(w.t, err)
+	}
+}
+
+func never() bool { return false }
+
+// Two holders must not be inside at the same time. Under a strategy that excludes nobody they must meet: otherwise the test
+// would not have looked hard enough.
+func testHoldersMeet(t *testing.T, w *world) {
+	key := w.item(w.node(), w.fencing())
+	var inside atomic.Int32
+	var met atomic.Bool
+	visit := func(ctx context.Context, n *node, _, _ int) error {
+		_, err := n.Do(ctx, []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
+			if inside.Add(1) > 1 {
+				met.Store(true)
+			}
+			defer inside.Add(-1)
+			_, err := tx.Item(ctx, key.Name()) // a round trip, for others to come in
+			return err
+		})
+		return err
+	}
+	if w.row.Traits.Exclusive {
+		w.crowd(6, 20, never, visit)
+		require.False(t, met.Load(), "two holders were inside at once")
+		return
+	}
+	w.crowd(6, 10_000, met.Load, visit)
+	require.True(t, met.Load(), "without a lock, two holders must meet")
+}
+
+// The sum of concurrent read-modify-writes is exact. Without a lock, updates must get lost.
+func testSum(t *testing.T, w *world) {
+	key := w.item(w.node(), w.fencing())
+	var done atomic.Int64
+	lost := func() bool { return !w.row.Traits.Exclusive && w.stock(key) < done.Load() }
+	rounds := 20
+	if !w.row.Traits.Exclusive {
+		rounds = 10_000
+	}
+	w.crowd(6, rounds, lost, func(ctx context.Context, n *node, _, _ int) error {
+		_, err := n.addTo(ctx, key)
+		if err == nil {
+			done.Add(1)
+		}
+		return err
+	})
+	if w.row.Traits.Exclusive {
+		require.Equal(t, done.Load(), w.stock(key))
+		audit, err := w.node().store.Audit(t.Context(), key)
+		require.NoError(t, err)
+		require.True(t, audit[0].OK(), "%+v", audit[0])
+		return
+	}
+	require.Less(t, w.stock(key), done.Load(), "without a lock, updates must get lost")
+}
+
+// Instances hand the lock to and fro. The term is longer than the test: a waiter that missed a release would run into the
+// limit of its wait.
+func testHandOver(t *testing.T, w *world) {
+	if !w.row.Traits.Exclusive {
+		return // nobody waits
+	}
+	key := w.item(w.node(), w.fencing())
+	var waits atomic.Int32
+	w.crowd(4, 25, never, func(ctx context.Context, n *node, _, _ int) error {
+		began := time.Now()
+		receipt, err := n.addTo(ctx, key)
+		if receipt.LockWait > time.Since(began)/2 {
+			waits.Add(1)
+		}
+		return err
+	})
+	require.Positive(t, waits.Load(), "nobody ever waited: the test has shown nothing")
+	require.EqualValues(t, 100, w.stock(key))
+}
+
+// Waiters that give up at any moment return at once, while the lock is held, and leave nothing that would be in the way
+// of the next.
+func testCancelledWaiters(t *testing.T, w *world) {
+	if !w.row.Traits.Exclusive {
+		return // nobody waits
+	}
+	holder, other := w.node(), w.node()
+	key := w.item(holder, w.fencing())
+	inside, leave := make(chan struct{}), make(chan struct{})
+	held, heldErr := async(func() error {
+		_, err := holder.Do(t.Context(), []domain.Key{key}, func(context.Context, domain.Tx) error {
+			close(inside)
+			<-leave
+			return nil
+		})
+		return err
+	})
+	w.await("the holder is inside", inside)
+
+	var wg sync.WaitGroup
+	for range 30 {
+		ctx, cancel := context.WithCancel(t.Context())
+		wg.Go(func() {
+			_, err := other.addTo(ctx, key)
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("a cancelled waiter must say so, not: %v", err)
+			}
+		})
+		time.AfterFunc(rand.N(40*time.Millisecond), cancel) // any moment will do
+	}
+	wg.Wait()
+	require.NotPanics(t, func() { close(leave) }, "every waiter has returned while the lock was held")
+	w.await("the holder is done", held)
+	require.NoError(t, *heldErr)
+	w.canEnter(key)
+	require.EqualValues(t, 1, w.stock(key), "only the last one has written")
+}
+
+func testErrorInSection(t *testing.T, w *world) {
+	n := w.node()
+	key := w.item(n, w.fencing())
+	boom := errors.New("boom")
+	_, err := n.Do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
+		if err := add(ctx, tx, key); err != nil {
+			return err
+		}
+		return boom
+	})
+	require.ErrorIs(t, err, boom)
+	require.EqualValues(t, 0, w.stock(key))
+	w.canEnter(key)
+	require.EqualValues(t, 1, w.stock(key))
+}
+
+func testPanicInSection(t *testing.T, w *world) {
+	n := w.node()
+	key := w.item(n, w.fencing())
+	require.PanicsWithValue(t, "boom", func() {
+		_, _ = n.Do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
+			if err := add(ctx, tx, key); err != nil {
+				return err
+			}
+			panic("boom")
+		})
+	})
+	require.EqualValues(t, 0, w.stock(key))
+	w.canEnter(key)
+	require.EqualValues(t, 1, w.stock(key))
+}
+
+// Everybody names several keys in an order of his own, some twice.
+func testManyKeys(t *testing.T, w *world) {
+	n := w.node()
+	keys := []domain.Key{w.item(n, w.fencing()), w.item(n, w.fencing()), w.item(n, w.fencing())}
+	var touched [3]atomic.Int64
+	w.crowd(6, 12, never, func(ctx context.Context, n *node, worker, round int) error {
+		pick := rand.Perm(3)[:2+rand.IntN(2)]
+		var mine []domain.Key
+		for _, i := range pick {
+			mine = append(mine, keys[i])
+		}
+		_, err := n.Do(ctx, append(mine, mine[0]), func(ctx context.Context, tx domain.Tx) error {
+			for _, key := range mine {
+				if err := add(ctx, tx, key); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err == nil {
+			for _, i := range pick {
+				touched[i].Add(1)
+			}
+		}
+		return err
+	})
+	if !w.row.Traits.Exclusive {
+		return // it did not deadlock; that updates were lost is shown elsewhere
+	}
+	for i := range keys {
+		require.Equal(t, touched[i].Load(), w.stock(keys[i]))
+	}
+}
+
+// Of two keys the second cannot be had: the first must not stay behind.
+func testPartialAcquire(t *testing.T, w *world) {
+	if !w.row.Traits.Exclusive {
+		return // nothing is acquired
+	}
+	holder, other := w.node(), w.node()
+	first, second := w.item(holder, w.fencing()), w.item(holder, w.fencing())
+	if second < first {
+		first, second = second, first
+	}
+	_, err := holder.Do(t.Context(), []domain.Key{second}, func(context.Context, domain.Tx) error {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		_, err := other.addTo(ctx, second, first)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		w.canEnter(first)
+		return nil
+	})
+	require.NoError(t, err)
+	require.EqualValues(t, 1, w.stock(first))
+	require.EqualValues(t, 0, w.stock(second))
+}

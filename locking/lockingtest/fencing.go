@@ -1,0 +1,312 @@
+package lockingtest
+
+import (
+	"context"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"fencepost/domain"
+	"fencepost/locking"
+)
+
+func testTokensRise(t *testing.T, w *world) {
+	if !w.row.Traits.Fences {
+		return // no tokens
+	}
+	n := w.node()
+	key := w.item(n, domain.FencingEnforced)
+	last := domain.Token(0)
+	rises := func(n *node, after string) {
+		t.Helper()
+		receipt, err := n.addTo(t.Context(), key)
+		require.NoError(t, err)
+		require.Greater(t, receipt.Grants[0].Token, last, "after %s", after)
+		require.EqualValues(t, 1, receipt.Grants[0].Epoch)
+		last = receipt.Grants[0].Token
+	}
+	rises(n, "nothing")
+	rises(n, "a release")
+	rises(w.node(), "a new process")
+	if w.row.Traits.Expires {
+		lease, err := n.backend.Locker.Acquire(t.Context(), key, newGrantID())
+		require.NoError(t, err)
+		require.Greater(t, lease.Token, last)
+		last = lease.Token
+		w.breakLock(n, key)
+		rises(n, "an expiry")
+	}
+}
+
+func newGrantID() domain.GrantID { return domain.GrantID(uuid.New()) }
+
+// A section whose lock is gone ends early, says why, and has written nothing.
+func testBrokenSection(t *testing.T, w *world) {
+	switch {
+	case w.row.Traits.Expires:
+		w.config.LeaseTTL = shortTerm
+		n := w.node()
+		key := w.item(n, w.fencing())
+		_, err := n.Do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
+			require.NoError(t, add(ctx, tx, key))
+			w.breakLock(n, key)
+			w.await("the section is told", ctx.Done())
+			require.ErrorIs(t, context.Cause(ctx), domain.ErrLockLost)
+			return nil
+		})
+		require.ErrorIs(t, err, domain.ErrLockLost)
+		require.EqualValues(t, 0, w.stock(key))
+		w.canEnter(key)
+	case w.row.Traits.Exclusive:
+		// A row lock lives as long as its connection.
+		n := w.node()
+		key := w.item(n, w.fencing())
+		service := postgresConnection(t, w)
+		_, err := n.Do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
+			require.NoError(t, add(ctx, tx, key))
+			_, err := service.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+				WHERE datname = current_database() AND state = 'idle in transaction' AND pid <> pg_backend_pid()`)
+			require.NoError(t, err)
+			return nil
+		})
+		require.ErrorIs(t, err, domain.ErrUnavailable)
+		require.EqualValues(t, 0, w.stock(key))
+		w.canEnter(key)
+	}
+}
+
+func postgresConnection(t *testing.T, w *world) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), w.db.ServiceURL)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) })
+	return conn
+}
+
+// A holder pauses after its acquire and wakes when the next one has sold. The fence refuses it; with the fence off, its
+// late write lands.
+func testPausedBeforeTransaction(t *testing.T, w *world) {
+	if !w.row.Traits.Expires {
+		return // the lock ends with the transaction; there is no lease to outlive
+	}
+	for _, fencing := range []domain.Fencing{domain.FencingEnforced, domain.FencingOff} {
+		paused, pause := w.pausingNode()
+		next := w.node()
+		key := w.item(next, fencing)
+		done, pausedErr := async(func() error {
+			_, err := paused.addTo(t.Context(), key)
+			return err
+		})
+		w.await("the first holder has the lock", pause.acquired)
+		w.breakLock(paused, key)
+		receipt, err := next.addTo(t.Context(), key)
+		require.NoError(t, err)
+		close(pause.resume)
+		w.await("the paused holder is through", done)
+
+		if fencing == domain.FencingOff {
+			require.NoError(t, *pausedErr, "without the fence, nothing stops the late write")
+			require.EqualValues(t, 2, w.stock(key))
+			continue
+		}
+		require.ErrorIs(t, *pausedErr, domain.ErrStaleToken)
+		var refused *domain.RefusedError
+		require.ErrorAs(t, *pausedErr, &refused)
+		require.Equal(t, receipt.Grants[0].Token, refused.Refusal.CurrentToken)
+		require.Less(t, refused.Refusal.Grant.Token, refused.Refusal.CurrentToken)
+		require.EqualValues(t, 1, w.stock(key))
+
+		audit, err := next.store.Audit(t.Context(), key)
+		require.NoError(t, err)
+		require.EqualValues(t, 1, audit[0].Refused, "the refusal is recorded")
+	}
+}
+
+// A holder pauses between its read and its write. It has presented, so the next holder waits for its transaction; with the
+// fence off, the next one reads what the paused one is about to overwrite, and an update is lost.
+func testPausedInTransaction(t *testing.T, w *world) {
+	if !w.row.Traits.Expires {
+		return
+	}
+	for _, fencing := range []domain.Fencing{domain.FencingEnforced, domain.FencingOff} {
+		paused, next := w.node(), w.node()
+		key := w.item(next, fencing)
+		inside, resume := make(chan struct{}), make(chan struct{})
+		pausedDone, pausedErr := async(func() error {
+			_, err := paused.Do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
+				item, err := tx.Item(ctx, key.Name())
+				if err != nil {
+					return err
+				}
+				close(inside)
+				<-resume
+				item.OnHand++
+				tx.PutItem(item, domain.Entry{Kind: domain.EntryRestock})
+				return nil
+			})
+			return err
+		})
+		w.await("the first holder has read", inside)
+		w.breakLock(paused, key)
+		nextDone, nextErr := async(func() error {
+			_, err := next.addTo(t.Context(), key)
+			return err
+		})
+		w.waitUntilBlocked(nextDone)
+		close(resume)
+		w.await("the first holder is through", pausedDone)
+		w.await("the next holder is through", nextDone)
+		require.NoError(t, *pausedErr)
+		require.NoError(t, *nextErr)
+		if fencing == domain.FencingOff {
+			require.EqualValues(t, 1, w.stock(key), "without the fence, an update must be lost")
+			continue
+		}
+		require.EqualValues(t, 2, w.stock(key))
+	}
+}
+
+// The paused holder wakes while its successor is between read and write. This is what presenting first is for: where the
+// grant is presented at the write only, the same interleaving loses an update.
+func testWakeBetweenReadAndWrite(t *testing.T, w *world) {
+	if !w.row.Traits.Expires {
+		return
+	}
+	for _, late := range []bool{false, true} {
+		var change []func(*locking.Backend, *locking.Database)
+		if late {
+			change = append(change, presentLate(w))
+		}
+		paused, pause := w.pausingNode(change...)
+		next := w.node(change...)
+		key := w.item(next, domain.FencingEnforced)
+
+		pausedDone, pausedErr := async(func() error {
+			_, err := paused.addTo(t.Context(), key)
+			return err
+		})
+		w.await("the first holder has the lock", pause.acquired)
+		w.breakLock(paused, key)
+
+		read, write := make(chan struct{}), make(chan struct{})
+		nextDone, nextErr := async(func() error {
+			_, err := next.Do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
+				item, err := tx.Item(ctx, key.Name())
+				if err != nil {
+					return err
+				}
+				close(read)
+				<-write
+				item.OnHand++
+				tx.PutItem(item, domain.Entry{Kind: domain.EntryRestock})
+				return nil
+			})
+			return err
+		})
+		w.await("the successor has read", read)
+		close(pause.resume)
+		w.waitUntilBlocked(pausedDone) // the woken holder is stopped by the fence, or it is through
+		close(write)
+		w.await("the successor is through", nextDone)
+		w.await("the paused holder is through", pausedDone)
+		require.NoError(t, *nextErr)
+
+		if late {
+			require.NoError(t, *pausedErr, "at its write the stale token still is the newest")
+			require.EqualValues(t, 1, w.stock(key), "a check at the write only must lose an update")
+			continue
+		}
+		require.ErrorIs(t, *pausedErr, domain.ErrStaleToken)
+		require.EqualValues(t, 1, w.stock(key))
+	}
+}
+
+// Releasing or extending a lock that is lost is an error, brings nothing back, and leaves the next holder alone.
+func testLostLease(t *testing.T, w *world) {
+	if !w.row.Traits.Expires {
+		return
+	}
+	a, b := w.node(), w.node()
+	key := w.item(a, w.fencing())
+	lost, err := a.backend.Locker.Acquire(t.Context(), key, newGrantID())
+	require.NoError(t, err)
+	w.breakLock(a, key)
+	_, err = lost.Extend(t.Context())
+	require.ErrorIs(t, err, domain.ErrLockLost)
+
+	held, err := b.backend.Locker.Acquire(t.Context(), key, newGrantID())
+	require.NoError(t, err, "the extension must not have brought the lock back")
+	require.Greater(t, held.Token, lost.Token)
+	require.ErrorIs(t, lost.Release(t.Context()), domain.ErrLockLost)
+	_, err = lost.Extend(t.Context())
+	require.ErrorIs(t, err, domain.ErrLockLost)
+	_, err = held.Extend(t.Context())
+	require.NoError(t, err, "the next holder still has its lock")
+	require.NoError(t, held.Release(t.Context()))
+	w.canEnter(key)
+}
+
+// A holder that is gone without a release keeps others waiting until its term ends, and no longer.
+func testVanishedHolder(t *testing.T, w *world) {
+	if !w.row.Traits.Expires {
+		return
+	}
+	w.config.LeaseTTL = shortTerm
+	a, b := w.node(), w.node()
+	key := w.item(a, w.fencing())
+	_, err := a.backend.Locker.Acquire(t.Context(), key, newGrantID())
+	require.NoError(t, err)
+	_, err = b.addTo(t.Context(), key)
+	require.NoError(t, err)
+}
+
+// An authority whose tokens start again does not stop the work: its epoch is raised.
+func testHealing(t *testing.T, w *world) {
+	if !w.row.Traits.Fences {
+		return
+	}
+	n, other := w.node(), w.node()
+	key := w.item(n, domain.FencingEnforced)
+	_, err := other.addTo(t.Context(), key)
+	require.NoError(t, err)
+	// For the lock servers this is as if they had forgotten all they had counted: the fence is far ahead of them.
+	service := postgresConnection(t, w)
+	_, err = service.Exec(t.Context(), `SELECT present($1, $2, 1, 9223372036854775807, gen_random_uuid())`, key, w.row.Name)
+	require.NoError(t, err)
+
+	receipt, err := n.addTo(t.Context(), key)
+	require.NoError(t, err)
+	require.EqualValues(t, 2, receipt.Grants[0].Epoch)
+	receipt, err = other.addTo(t.Context(), key)
+	require.NoError(t, err, "an instance that still knows the old epoch learns the new one")
+	require.EqualValues(t, 2, receipt.Grants[0].Epoch)
+	require.EqualValues(t, 3, w.stock(key))
+}
+
+// When another strategy takes over a scope, instances of the old one cannot write any more, and say so.
+func testSuperseded(t *testing.T, w *world) {
+	if !w.row.Traits.Fences {
+		return // on what is not fenced, nobody is refused
+	}
+	n := w.node()
+	key := w.item(n, domain.FencingEnforced)
+	_, err := n.addTo(t.Context(), key)
+	require.NoError(t, err)
+	require.NoError(t, n.Ready(t.Context()))
+
+	_, err = n.store.ClaimAuthority(t.Context(), domain.ScopeInventory, "another", "servers")
+	require.NoError(t, err)
+	_, err = n.addTo(t.Context(), key)
+	require.ErrorIs(t, err, domain.ErrSuperseded)
+	_, err = n.addTo(t.Context(), key)
+	require.ErrorIs(t, err, domain.ErrSuperseded, "and it stays so")
+	require.ErrorIs(t, n.Ready(t.Context()), domain.ErrSuperseded)
+	require.EqualValues(t, 1, w.stock(key))
+
+	require.NoError(t, n.Claim(t.Context(), domain.ScopeInventory, w.row.Name))
+	receipt, err := n.addTo(t.Context(), key)
+	require.NoError(t, err, "it may take the scope back")
+	require.EqualValues(t, 3, receipt.Grants[0].Epoch)
+}

@@ -1,0 +1,269 @@
+// Package lockingtest is the conformance suite: what every strategy of the table has to do on real servers, and what a
+// strategy that excludes nobody must be seen to fail at. It is for tests alone.
+//
+// A node stands for an instance: it has its own connections, its own lock clients and its own memory of who is in charge.
+// Nothing here sleeps to be right. A lease is lost when a test breaks it; a transaction is known to wait when PostgreSQL
+// says that it waits.
+package lockingtest
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"fencepost/domain"
+	"fencepost/domain/postgres"
+	"fencepost/domain/postgres/postgrestest"
+	"fencepost/locking"
+	"fencepost/locking/strategies"
+)
+
+const (
+	// longTerm is a term that no test outlives: whoever waits for its end instead of the release has failed.
+	longTerm = time.Minute
+	// shortTerm is for the tests in which a renewal has to happen.
+	shortTerm = 900 * time.Millisecond
+	// deadline bounds every wait of the suite. It is never waited for when all is well.
+	deadline = 20 * time.Second
+)
+
+// Run holds one row of the table to its promises, with instances that have poolSize connections each.
+func Run(t *testing.T, row strategies.Strategy, config strategies.Config, poolSize int32) {
+	for name, test := range map[string]func(*testing.T, *world){
+		"holders meet only without a lock":                      testHoldersMeet,
+		"read-modify-write sums up only under a lock":           testSum,
+		"a release lets the next in at once":                    testHandOver,
+		"a cancelled waiter leaves nothing":                     testCancelledWaiters,
+		"an error rolls back and releases":                      testErrorInSection,
+		"a panic rolls back and releases":                       testPanicInSection,
+		"reversed and overlapping key sets do not deadlock":     testManyKeys,
+		"a failed acquire of several keys gives back the first": testPartialAcquire,
+		"tokens rise over release, expiry and a new process":    testTokensRise,
+		"a broken lock stops the section":                       testBrokenSection,
+		"a paused holder's late write":                          testPausedBeforeTransaction,
+		"a pause between read and write":                        testPausedInTransaction,
+		"a wake between the successor's read and write":         testWakeBetweenReadAndWrite,
+		"a lost lease frees nobody else's lock":                 testLostLease,
+		"the term of a vanished holder ends":                    testVanishedHolder,
+		"a counter that has gone back is healed":                testHealing,
+		"a superseded instance is refused and not ready":        testSuperseded,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, newWorld(t, row, config, poolSize))
+		})
+	}
+}
+
+// world is one test's database with a few items in it, and the strategy under test.
+type world struct {
+	t        *testing.T
+	row      strategies.Strategy
+	config   strategies.Config
+	poolSize int32
+	db       postgrestest.Database
+	observer *pgx.Conn // the owner: looks at the database without using an instance's pool
+	mu       sync.Mutex
+}
+
+func newWorld(t *testing.T, row strategies.Strategy, config strategies.Config, poolSize int32) *world {
+	config.LeaseTTL = longTerm
+	config.Log = slog.New(slog.DiscardHandler)
+	db := postgrestest.New(t)
+	return &world{t: t, row: row, config: config, poolSize: poolSize, db: db, observer: postgrestest.Connect(t, db.OwnerURL)}
+}
+
+// node is an instance.
+type node struct {
+	*locking.Guard
+	store   *postgres.Store
+	backend *locking.Backend
+	scope   domain.Scope
+}
+
+// node starts an instance. change may alter its backend before the guard is made, or replace the guard's database.
+func (w *world) node(change ...func(*locking.Backend, *locking.Database)) *node {
+	w.t.Helper()
+	backends, err := strategies.Open(w.config)
+	require.NoError(w.t, err)
+	w.t.Cleanup(func() { _ = backends.Close() })
+	store := w.db.Store(w.t, w.poolSize)
+	n := &node{store: store}
+	for _, b := range backends {
+		if b.Name == w.row.Name {
+			n.backend = b
+		}
+	}
+	var database locking.Database = store
+	for _, f := range change {
+		f(n.backend, &database)
+	}
+	n.Guard = locking.NewGuard(database, backends, locking.Options{LockWait: deadline, Log: w.config.Log})
+	for _, scope := range []domain.Scope{domain.ScopeInventory, domain.ScopeCoupons} {
+		require.NoError(w.t, n.Claim(w.t.Context(), scope, w.row.Name))
+	}
+	return n
+}
+
+// fencing is what the strategy can do.
+func (w *world) fencing() domain.Fencing {
+	if w.row.Traits.Fences {
+		return domain.FencingEnforced
+	}
+	return domain.FencingOff
+}
+
+// item makes an item with nothing in stock. Names are unique, because all tests share the lock servers.
+func (w *world) item(n *node, fencing domain.Fencing) domain.Key {
+	w.t.Helper()
+	sku := uuid.NewString()
+	_, err := n.store.CreateItem(w.t.Context(), domain.Item{SKU: sku, Name: w.t.Name()}, domain.LockSpec{Fencing: fencing})
+	require.NoError(w.t, err)
+	return domain.ItemKey(sku)
+}
+
+// stock is what is really stored.
+func (w *world) stock(key domain.Key) (onHand int64) {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	require.NoError(w.t, w.observer.QueryRow(w.t.Context(), `SELECT on_hand FROM items WHERE resource = $1`, key).Scan(&onHand))
+	return onHand
+}
+
+// waitUntilBlocked returns when a transaction of this database waits for a row, or stop is closed.
+func (w *world) waitUntilBlocked(stop <-chan struct{}) {
+	w.t.Helper()
+	w.eventually("a transaction waits for a row", func() bool {
+		select {
+		case <-stop:
+			return true
+		default:
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		var waiting bool
+		require.NoError(w.t, w.observer.QueryRow(w.t.Context(), `
+			SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+			                WHERE a.datname = current_database() AND NOT l.granted)`).Scan(&waiting))
+		return waiting
+	})
+}
+
+func (w *world) eventually(what string, ok func() bool) {
+	w.t.Helper()
+	for began := time.Now(); !ok(); {
+		if time.Since(began) > deadline {
+			w.t.Fatalf("within %s: not seen: %s", deadline, what)
+		}
+		time.Sleep(time.Millisecond) // between two looks
+	}
+}
+
+// add is the read-modify-write that every test uses: one more unit in stock.
+func add(ctx context.Context, tx domain.Tx, key domain.Key) error {
+	item, err := tx.Item(ctx, key.Name())
+	if err != nil {
+		return err
+	}
+	if err := item.Restock(1); err != nil {
+		return err
+	}
+	tx.PutItem(item, domain.Entry{Kind: domain.EntryRestock})
+	return nil
+}
+
+// addTo adds one unit in a section of its own.
+func (n *node) addTo(ctx context.Context, keys ...domain.Key) (domain.Receipt, error) {
+	return n.Do(ctx, keys, func(ctx context.Context, tx domain.Tx) error {
+		for _, key := range keys {
+			if err := add(ctx, tx, key); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// canEnter asserts that a new instance gets in without waiting for anybody's term to end.
+func (w *world) canEnter(key domain.Key) {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), deadline/2)
+	defer cancel()
+	_, err := w.node().addTo(ctx, key)
+	require.NoError(w.t, err)
+}
+
+// breaker is a lease strategy whose lock an operator can take away.
+type breaker interface {
+	Break(ctx context.Context, key domain.Key) (bool, error)
+}
+
+// breakLock takes the lock away from its holder, as the end of the term would.
+func (w *world) breakLock(n *node, key domain.Key) {
+	w.t.Helper()
+	locker := n.backend.Locker
+	if p, ok := locker.(*pausing); ok {
+		locker = p.Locker
+	}
+	b, ok := locker.(breaker)
+	require.True(w.t, ok, "a strategy whose locks expire must let a test break them")
+	held, err := b.Break(w.t.Context(), key)
+	require.NoError(w.t, err)
+	require.True(w.t, held, "there must be a lock to break")
+}
+
+// pausing stops a holder right after it got the lock, as a long garbage collection would.
+type pausing struct {
+	locking.Locker
+	acquired chan struct{} // closed when the lock is held
+	resume   chan struct{}
+	once     atomic.Bool
+}
+
+func (p *pausing) Acquire(ctx context.Context, key domain.Key, id domain.GrantID) (*locking.Lease, error) {
+	lease, err := p.Locker.Acquire(ctx, key, id)
+	if err == nil && p.once.CompareAndSwap(false, true) {
+		close(p.acquired)
+		<-p.resume
+	}
+	return lease, err
+}
+
+// pausingNode is an instance whose first holder pauses.
+func (w *world) pausingNode(change ...func(*locking.Backend, *locking.Database)) (*node, *pausing) {
+	w.t.Helper()
+	p := &pausing{acquired: make(chan struct{}), resume: make(chan struct{})}
+	change = append(change, func(b *locking.Backend, _ *locking.Database) {
+		p.Locker = b.Locker
+		b.Locker = p
+	})
+	return w.node(change...), p
+}
+
+// async runs f beside the test; the channel is closed when it has returned, with its error stored.
+func async(f func() error) (done <-chan struct{}, result *error) {
+	finished, err := make(chan struct{}), new(error)
+	go func() {
+		defer close(finished)
+		*err = f()
+	}()
+	return finished, err
+}
+
+// await waits for a signal of the test.
+func (w *world) await(what string, signal <-chan struct{}) {
+	w.t.Helper()
+	select {
+	case <-signal:
+	case <-time.After(deadline):
+		w.t.Fatalf("within %s: not seen: %s", deadline, what)
+	}
+}
