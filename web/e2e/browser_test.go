@@ -1,0 +1,174 @@
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+)
+
+var browser context.Context
+
+// TestMain starts one browser for all tests; each test has a tab with a profile of its own.
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		profile, err := os.MkdirTemp("", "fencepost-browser-")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(profile)
+		options := append(chromedp.DefaultExecAllocatorOptions[:],
+			chromedp.UserDataDir(profile),
+			chromedp.NoSandbox, // as root there is none, and the only pages that it opens are ours
+			chromedp.Flag("headless", "new"),
+			chromedp.Flag("disable-gpu", true),
+			chromedp.Flag("disable-quic", true),
+			chromedp.Flag("disable-component-update", true),
+			chromedp.WSURLReadTimeout(60*time.Second), // the first start on a small, busy machine is slow
+		)
+		allocator, cancel := chromedp.NewExecAllocator(context.Background(), options...)
+		defer cancel()
+		var stop context.CancelFunc
+		browser, stop = chromedp.NewContext(allocator)
+		defer stop()
+		if err := chromedp.Do(browser); err != nil {
+			fmt.Fprintln(os.Stderr, "The tests of the page need Chromium or Chrome: apt-get install chromium, or brew install --cask chromium.\n", err)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+// tab is one page under watch: what it requested, and what it complained of.
+type tab struct {
+	*testing.T
+	ctx context.Context
+
+	mu         sync.Mutex
+	requests   []string
+	complaints []string
+}
+
+// open opens a tab of its own for the test.
+func open(t *testing.T) *tab {
+	t.Helper()
+	p := &tab{T: t}
+	ctx, cancel := chromedp.NewContext(browser, chromedp.WithNewBrowserContext(), chromedp.WithListener(p.watch))
+	t.Cleanup(cancel)
+	if err := chromedp.Do(ctx); err != nil { // the tab lives as long as the context of its first action: none with a deadline
+		t.Fatal(err)
+	}
+	p.ctx, cancel = context.WithTimeout(ctx, time.Minute)
+	t.Cleanup(cancel)
+	call(p, network.Enable, network.EnableParams{})
+	call(p, log.Enable, cdp.Empty{})
+	return p
+}
+
+func (p *tab) watch(event any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch e := event.(type) {
+	case *network.EventRequestWillBeSent:
+		p.requests = append(p.requests, e.Request.URL)
+	case *runtime.EventExceptionThrown:
+		p.complaints = append(p.complaints, (&chromedp.ExceptionError{ExceptionDetails: e.ExceptionDetails}).Error())
+	case *runtime.EventConsoleAPICalled:
+		if e.Type == runtime.ConsoleAPICalledTypeError || e.Type == runtime.ConsoleAPICalledTypeWarning {
+			p.complaints = append(p.complaints, fmt.Sprintf("console.%s: %s", e.Type, e.Args[0].Value))
+		}
+	case *log.EventEntryAdded:
+		// The browser logs every 4xx and 5xx by itself; those are answers, and the page shows them.
+		if e.Entry.Level == log.EntryLevelError && e.Entry.Source != log.EntrySourceNetwork {
+			p.complaints = append(p.complaints, fmt.Sprintf("%s: %s", e.Entry.Source, e.Entry.Text))
+		}
+	}
+}
+
+func call[P, R any](p *tab, command cdp.Command[P, R], params P) {
+	p.Helper()
+	if _, err := chromedp.Call(p.ctx, command, params); err != nil {
+		p.Fatalf("%s: %v", command.Method, err)
+	}
+}
+
+func (p *tab) do(actions ...chromedp.Action[chromedp.Void]) {
+	p.Helper()
+	if err := chromedp.Do(p.ctx, actions...); err != nil {
+		p.Fatal(err)
+	}
+}
+
+// visit opens the page and waits until it has asked the service for the strategies.
+func (p *tab) visit(url string) {
+	p.Helper()
+	p.do(chromedp.Navigate(url))
+	p.wait(`!document.querySelector('#strategies').textContent.includes('Asking the service')`)
+}
+
+// wait waits until the expression is true, and says what the page showed if it never is. The browser's own ways to wait
+// compile code inside the page, which the page's policy forbids.
+func (p *tab) wait(expression string) {
+	p.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !evaluate[bool](p, expression); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			p.Fatalf("waited in vain for %s; the page shows:\n%s", expression, evaluate[string](p, `document.body.innerText`))
+		}
+	}
+}
+
+// race starts a race with the settings that the form has and waits for its end.
+func (p *tab) race() {
+	p.Helper()
+	p.do(chromedp.Click(chromedp.CSS("#start")))
+	p.wait(`['good', 'bad', 'broken'].includes(document.querySelector('#verdict').dataset.tone)`)
+}
+
+// text is the visible text of the first element that the selector finds.
+func (p *tab) text(selector string) string {
+	p.Helper()
+	text := evaluate[string](p, fmt.Sprintf(`document.querySelector(%q).innerText`, selector))
+	return strings.Join(strings.Fields(text), " ")
+}
+
+// evaluate returns what the expression is, as T; of a promise what it becomes.
+func evaluate[T any](p *tab, expression string) T {
+	p.Helper()
+	value, err := chromedp.Run(p.ctx, chromedp.Evaluate[T](expression, chromedp.EvalAwaitPromise))
+	if err != nil {
+		p.Fatalf("%s: %v", expression, err)
+	}
+	return value
+}
+
+// clean fails the test if the page complained, or sent a request to anyone but the service.
+func (p *tab) clean(s *service) {
+	p.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, complaint := range p.complaints {
+		p.Errorf("the browser's console: %s", complaint)
+	}
+	if len(p.requests) == 0 {
+		p.Error("no request was seen at all: the watch does not work")
+	}
+	for _, request := range p.requests {
+		ours := false
+		for _, url := range s.urls() {
+			ours = ours || strings.HasPrefix(request, url+"/")
+		}
+		if !ours {
+			p.Errorf("a request to outside: %s", request)
+		}
+	}
+}

@@ -1,0 +1,120 @@
+package web_test
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"fencepost/web"
+)
+
+func get(t *testing.T, method, path string, header http.Header) (*http.Response, string) {
+	t.Helper()
+	r := httptest.NewRequest(method, path, nil)
+	for name, values := range header {
+		r.Header[name] = values
+	}
+	w := httptest.NewRecorder()
+	web.Handler([]string{"http://127.0.0.1:8081", "https://shop.example/path;script-src *"}).ServeHTTP(w, r)
+	response := w.Result()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response, string(body)
+}
+
+func TestFilesHaveTheirTypes(t *testing.T) {
+	t.Parallel()
+	for path, want := range map[string]string{
+		"/":          "text/html; charset=utf-8",
+		"/page.js":   "text/javascript; charset=utf-8",
+		"/race.js":   "text/javascript; charset=utf-8",
+		"/api.js":    "text/javascript; charset=utf-8",
+		"/style.css": "text/css; charset=utf-8",
+		"/icon.svg":  "image/svg+xml",
+	} {
+		response, body := get(t, http.MethodGet, path, nil)
+		if response.StatusCode != http.StatusOK || body == "" {
+			t.Errorf("GET %s: status %d with %d bytes", path, response.StatusCode, len(body))
+		}
+		if got := response.Header.Get("Content-Type"); got != want {
+			t.Errorf("GET %s: Content-Type %q, want %q", path, got, want)
+		}
+		if got := response.Header.Get("X-Content-Type-Options"); got != "nosniff" {
+			t.Errorf("GET %s: X-Content-Type-Options %q", path, got)
+		}
+	}
+}
+
+func TestEverythingElseIsNotFound(t *testing.T) {
+	t.Parallel()
+	for _, path := range []string{"/index.html", "/static/page.js", "/web.go", "/nothing", "/page.js/", "//", "/../web.go"} {
+		if response, _ := get(t, http.MethodGet, path, nil); response.StatusCode != http.StatusNotFound {
+			t.Errorf("GET %s: status %d, want 404", path, response.StatusCode)
+		}
+	}
+}
+
+func TestOnlyReading(t *testing.T) {
+	t.Parallel()
+	response, _ := get(t, http.MethodPost, "/", nil)
+	if response.StatusCode != http.StatusMethodNotAllowed || response.Header.Get("Allow") != "GET, HEAD" {
+		t.Errorf("POST /: status %d, Allow %q", response.StatusCode, response.Header.Get("Allow"))
+	}
+	response, body := get(t, http.MethodHead, "/", nil)
+	if response.StatusCode != http.StatusOK || body != "" || response.Header.Get("Content-Length") == "" {
+		t.Errorf("HEAD /: status %d, body %q, Content-Length %q", response.StatusCode, body, response.Header.Get("Content-Length"))
+	}
+}
+
+func TestUnchangedFilesAreNotSentAgain(t *testing.T) {
+	t.Parallel()
+	first, _ := get(t, http.MethodGet, "/page.js", nil)
+	etag := first.Header.Get("ETag")
+	if etag == "" || first.Header.Get("Cache-Control") != "no-cache" {
+		t.Fatalf("ETag %q, Cache-Control %q", etag, first.Header.Get("Cache-Control"))
+	}
+	second, body := get(t, http.MethodGet, "/page.js", http.Header{"If-None-Match": {etag}})
+	if second.StatusCode != http.StatusNotModified || body != "" {
+		t.Errorf("with the ETag: status %d and %d bytes, want 304 and none", second.StatusCode, len(body))
+	}
+	if second.Header.Get("Content-Security-Policy") == "" {
+		t.Error("304 without a policy: the browser would keep the old one when the instances change")
+	}
+	if other, _ := get(t, http.MethodGet, "/race.js", nil); other.Header.Get("ETag") == etag {
+		t.Error("two files have the same ETag")
+	}
+}
+
+func TestPolicy(t *testing.T) {
+	t.Parallel()
+	response, page := get(t, http.MethodGet, "/", nil)
+	policy := response.Header.Get("Content-Security-Policy")
+	const want = "default-src 'self'; connect-src 'self' http://127.0.0.1:8081 https://shop.example; " +
+		"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
+	if policy != want {
+		t.Errorf("policy\n%s\nwant\n%s", policy, want)
+	}
+	for _, inline := range []string{"<style", "style=", "onclick=", "javascript:", "//cdn", "https://"} {
+		if strings.Contains(page, inline) {
+			t.Errorf("the page contains %q", inline)
+		}
+	}
+}
+
+func TestAnAddressThatIsNoneIsRefused(t *testing.T) {
+	t.Parallel()
+	for _, address := range []string{"127.0.0.1:8081", "", "ftp://127.0.0.1", "http://"} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("Handler accepts %q", address)
+				}
+			}()
+			web.Handler([]string{address})
+		}()
+	}
+}
