@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+	"strings"
+
+	"github.com/alecthomas/kong"
+
+	"fencepost/domain"
+)
+
+// Exit codes.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2 // the command line or the configuration is wrong: trying again is no use
+)
+
+type commandLine struct {
+	Config
+
+	Serve      serveCommand     `cmd:"" help:"Run one instance of the service."`
+	Migrate    migrateCommand   `cmd:"" help:"Bring the database's schema up to date, as its owner."`
+	Keys       keysCommand      `cmd:"" help:"Create, list and revoke API keys."`
+	ShowConfig configCommand    `cmd:"" name:"config" help:"Print the configuration with its secrets hidden, and check it."`
+	Version    kong.VersionFlag `help:"Print the version."`
+}
+
+// console is where a command writes: its results to out, everything else to err.
+type console struct{ out, err io.Writer }
+
+// run is the program, less the process around it.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) (code int) {
+	var cli commandLine
+	parser, err := kong.New(
+		&cli,
+		kong.Name("fencepost"),
+		kong.Description("A reservation service for inventory and coupons. Every flag is also an environment variable."),
+		kong.Vars{"version": version()},
+		kong.Writers(stdout, stderr),
+		cli.lenientMappers(),
+	)
+	if err != nil {
+		panic(err) // a mistake in the tags above
+	}
+	command, err := parser.Parse(args)
+	if err != nil {
+		fmt.Fprintf(stderr, "fencepost: %v; see fencepost --help\n", err)
+		return exitUsage
+	}
+	command.BindTo(ctx, (*context.Context)(nil))
+	err = command.Run(&cli.Config, console{out: stdout, err: stderr})
+	if problems, ok := errors.AsType[configError](err); ok {
+		for _, p := range problems {
+			fmt.Fprintln(stderr, "fencepost:", p)
+		}
+		return exitUsage
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, "fencepost:", oneLine(cli.explain(err)))
+		return exitFailed
+	}
+	return exitOK
+}
+
+// explain adds the address and the fix to the news that a server does not answer.
+func (c *Config) explain(err error) error {
+	unavailable, ok := errors.AsType[*domain.UnavailableError](err)
+	if !ok {
+		return err
+	}
+	switch unavailable.Server {
+	case "PostgreSQL":
+		return fmt.Errorf("PostgreSQL at %s does not answer: start it or correct FENCEPOST_DATABASE_URL (%w)", address(c.DatabaseURL), err)
+	case "Redis":
+		return fmt.Errorf("Redis at %s does not answer: start it or correct FENCEPOST_REDIS_URL (%w)", address(c.RedisURL), err)
+	}
+	return err
+}
+
+// oneLine joins the lines of an error: drivers break theirs, and half of a message is easily lost in a log.
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}

@@ -1,0 +1,343 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"fencepost/domain"
+	"fencepost/locking/strategies"
+)
+
+// Config is the whole configuration. Each field is an environment variable and a flag. Fields with the tag secret are
+// printed without their passwords; each of them can also come from a file, as secret stores hand them out.
+type Config struct {
+	Listen string `env:"FENCEPOST_LISTEN" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where to listen."`
+
+	DatabaseURL     string `env:"FENCEPOST_DATABASE_URL" secret:"" placeholder:"URL" help:"PostgreSQL, as the service's role: postgres://fencepost_service:PASSWORD@HOST:5432/DATABASE."`
+	DatabaseURLFile string `env:"FENCEPOST_DATABASE_URL_FILE" placeholder:"FILE" help:"A file with FENCEPOST_DATABASE_URL in it."`
+	DatabaseConns   int    `env:"FENCEPOST_DATABASE_CONNS" default:"16" placeholder:"N" help:"The most connections to PostgreSQL."`
+	OwnerURL        string `env:"FENCEPOST_OWNER_URL" secret:"" placeholder:"URL" help:"PostgreSQL, as the owner of the schema; for migrate alone."`
+	OwnerURLFile    string `env:"FENCEPOST_OWNER_URL_FILE" placeholder:"FILE" help:"A file with FENCEPOST_OWNER_URL in it."`
+
+	Auth string `env:"FENCEPOST_AUTH" default:"keys" placeholder:"keys|off" help:"Whether callers need a key. Off makes every caller an admin, and starts on a loopback address only."`
+
+	InventoryLock string `env:"FENCEPOST_INVENTORY_LOCK" default:"postgres" placeholder:"STRATEGY" help:"The lock strategy of items that have none of their own."`
+	CouponLock    string `env:"FENCEPOST_COUPON_LOCK" default:"postgres" placeholder:"STRATEGY" help:"The lock strategy of coupons that have none of their own."`
+	Fencing       string `env:"FENCEPOST_FENCING" default:"enforced" placeholder:"enforced|off" help:"Whether PostgreSQL refuses stale writes to new resources that do not say. Off is for demonstrations."`
+
+	RedisURL         string   `env:"FENCEPOST_REDIS_URL" secret:"" placeholder:"URL" help:"The Redis server of the strategy redis: redis://HOST:6379."`
+	RedisURLFile     string   `env:"FENCEPOST_REDIS_URL_FILE" placeholder:"FILE" help:"A file with FENCEPOST_REDIS_URL in it."`
+	RedlockURLs      []string `name:"redlock-urls" env:"FENCEPOST_REDLOCK_URLS" secret:"" placeholder:"URL,URL" help:"The independent Redis masters of the strategy redlock."`
+	RedlockURLsFile  string   `name:"redlock-urls-file" env:"FENCEPOST_REDLOCK_URLS_FILE" placeholder:"FILE" help:"A file with FENCEPOST_REDLOCK_URLS in it."`
+	ZooKeeperServers []string `name:"zookeeper-servers" env:"FENCEPOST_ZOOKEEPER_SERVERS" placeholder:"HOST:PORT,HOST:PORT" help:"The ensemble of the strategy zookeeper."`
+
+	LeaseTTL   time.Duration `env:"FENCEPOST_LEASE_TTL" default:"10s" help:"How long a lease lives when its holder is not heard of."`
+	LockWait   time.Duration `env:"FENCEPOST_LOCK_WAIT" default:"5s" help:"The longest wait for a lock."`
+	HoldTTL    time.Duration `env:"FENCEPOST_HOLD_TTL" default:"10m" help:"How long a reservation holds stock when the request does not say."`
+	MaxHoldTTL time.Duration `env:"FENCEPOST_MAX_HOLD_TTL" default:"24h" help:"The longest hold that a request may ask for."`
+
+	Instances       []string      `env:"FENCEPOST_INSTANCES" placeholder:"URL,URL" help:"Base URLs of all instances: a page that one of them served may call the others."`
+	DrainDelay      time.Duration `env:"FENCEPOST_DRAIN_DELAY" default:"1s" help:"How long /readyz says no before the service stops listening."`
+	ShutdownTimeout time.Duration `env:"FENCEPOST_SHUTDOWN_TIMEOUT" default:"15s" help:"How long requests may take to finish after SIGTERM."`
+	LogFormat       string        `env:"FENCEPOST_LOG_FORMAT" default:"text" placeholder:"text|json" help:"The form of the log."`
+	LogLevel        string        `env:"FENCEPOST_LOG_LEVEL" default:"info" placeholder:"LEVEL" help:"The least important lines to log: debug, info, warn or error."`
+
+	problems configError // found while reading; complete after one of the check methods
+}
+
+// requestTimeout is the longest that a request may take. It is less than the server's write time-out, so that there is time
+// left to say so.
+const requestTimeout = 15 * time.Second
+
+// configError is everything that is wrong with the configuration, one line each.
+type configError []string
+
+func (e configError) Error() string { return strings.Join(e, "\n") }
+
+func (c *Config) problem(variable, format string, args ...any) {
+	line := variable + " " + fmt.Sprintf(format, args...)
+	if !slices.Contains(c.problems, line) { // kong reads a value more than once
+		c.problems = append(c.problems, line)
+	}
+}
+
+// unreadable tells whether the variable has no value that could be checked further.
+func (c *Config) unreadable(variable string) bool {
+	return slices.ContainsFunc(c.problems, func(line string) bool { return strings.HasPrefix(line, variable+" ") })
+}
+
+func (c *Config) result() error {
+	if len(c.problems) > 0 {
+		return c.problems
+	}
+	return nil
+}
+
+// lenientMappers have kong note a number or a duration that it cannot read, where it would give up at the first.
+func (c *Config) lenientMappers() kong.Option {
+	mapper := func(read func(string) (int64, error), fix string) kong.MapperFunc {
+		return func(ctx *kong.DecodeContext, target reflect.Value) error {
+			var text string
+			if err := ctx.Scan.PopValueInto("value", &text); err != nil {
+				return err
+			}
+			n, err := read(text)
+			if err != nil {
+				c.problem(ctx.Value.Tag.Envs[0], "is %q: %s", text, fix)
+				return nil
+			}
+			target.SetInt(n)
+			return nil
+		}
+	}
+	duration := func(s string) (int64, error) { d, err := time.ParseDuration(s); return int64(d), err }
+	number := func(s string) (int64, error) { n, err := strconv.Atoi(s); return int64(n), err }
+	return kong.OptionFunc(func(k *kong.Kong) error {
+		return errors.Join(
+			kong.TypeMapper(reflect.TypeFor[time.Duration](), mapper(duration, `write a duration such as "500ms", "10s" or "24h"`)).Apply(k),
+			kong.KindMapper(reflect.Int, mapper(number, "write a whole number")).Apply(k),
+		)
+	})
+}
+
+// configVariables lists the environment variables that the configuration reads.
+func configVariables() []string {
+	var names []string
+	for f := range reflect.TypeFor[Config]().Fields() {
+		if name, ok := f.Tag.Lookup("env"); ok {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// checkOwner checks what migrate needs.
+func (c *Config) checkOwner() error {
+	c.readFile("FENCEPOST_OWNER_URL", &c.OwnerURL, c.OwnerURLFile)
+	c.checkURL("FENCEPOST_OWNER_URL", c.OwnerURL, true, postgresSchemes)
+	return c.result()
+}
+
+// checkDatabase checks what the commands need that only use the database.
+func (c *Config) checkDatabase() error {
+	c.readFile("FENCEPOST_DATABASE_URL", &c.DatabaseURL, c.DatabaseURLFile)
+	c.checkURL("FENCEPOST_DATABASE_URL", c.DatabaseURL, true, postgresSchemes)
+	return c.result()
+}
+
+// checkAll checks what the service needs: everything but the owner's URL, which it should better not have.
+func (c *Config) checkAll() error {
+	loopback := c.checkListen()
+	_ = c.checkDatabase() // its problems are in c
+	c.checkRange("FENCEPOST_DATABASE_CONNS", c.DatabaseConns, 1, 1000)
+	c.checkOneOf("FENCEPOST_AUTH", c.Auth, "keys", "off")
+	if c.Auth == "off" && !loopback && !c.unreadable("FENCEPOST_LISTEN") {
+		c.problem("FENCEPOST_AUTH", "is off and FENCEPOST_LISTEN is %s: anybody could be an admin; set FENCEPOST_AUTH=keys, or listen on 127.0.0.1", c.Listen)
+	}
+
+	c.readFile("FENCEPOST_REDIS_URL", &c.RedisURL, c.RedisURLFile)
+	c.checkURL("FENCEPOST_REDIS_URL", c.RedisURL, false, redisSchemes)
+	redlock := strings.Join(c.RedlockURLs, ",")
+	c.readFile("FENCEPOST_REDLOCK_URLS", &redlock, c.RedlockURLsFile)
+	c.RedlockURLs = list(redlock)
+	for _, u := range c.RedlockURLs {
+		c.checkURL("FENCEPOST_REDLOCK_URLS", u, true, redisSchemes)
+	}
+	c.ZooKeeperServers = list(strings.Join(c.ZooKeeperServers, ","))
+	for _, s := range c.ZooKeeperServers {
+		c.checkHostPort("FENCEPOST_ZOOKEEPER_SERVERS", s, 1)
+	}
+
+	c.checkOneOf("FENCEPOST_FENCING", c.Fencing, string(domain.FencingEnforced), string(domain.FencingOff))
+	c.checkStrategy("FENCEPOST_INVENTORY_LOCK", c.InventoryLock)
+	c.checkStrategy("FENCEPOST_COUPON_LOCK", c.CouponLock)
+
+	c.checkDuration("FENCEPOST_LEASE_TTL", c.LeaseTTL, 100*time.Millisecond, 10*time.Minute)
+	c.checkDuration("FENCEPOST_LOCK_WAIT", c.LockWait, time.Millisecond, requestTimeout-time.Second)
+	c.checkDuration("FENCEPOST_MAX_HOLD_TTL", c.MaxHoldTTL, time.Second, 365*24*time.Hour)
+	if !c.unreadable("FENCEPOST_MAX_HOLD_TTL") {
+		c.checkDuration("FENCEPOST_HOLD_TTL", c.HoldTTL, time.Second, c.MaxHoldTTL)
+	}
+	c.checkDuration("FENCEPOST_SHUTDOWN_TIMEOUT", c.ShutdownTimeout, time.Millisecond, 10*time.Minute)
+	c.checkDuration("FENCEPOST_DRAIN_DELAY", c.DrainDelay, 0, time.Minute)
+
+	c.Instances = list(strings.Join(c.Instances, ","))
+	for _, u := range c.Instances {
+		c.checkBaseURL("FENCEPOST_INSTANCES", u)
+	}
+	c.checkOneOf("FENCEPOST_LOG_FORMAT", c.LogFormat, "text", "json")
+	var level slog.Level
+	if level.UnmarshalText([]byte(c.LogLevel)) != nil {
+		c.problem("FENCEPOST_LOG_LEVEL", "is %q: set it to debug, info, warn or error", c.LogLevel)
+	}
+	return c.result()
+}
+
+// list splits at commas and forgives spaces and a comma too many.
+func list(text string) []string {
+	var parts []string
+	for part := range strings.SplitSeq(text, ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			parts = append(parts, part)
+		}
+	}
+	return parts
+}
+
+// readFile replaces an empty value by what the file says, if one is named.
+func (c *Config) readFile(variable string, value *string, file string) {
+	if file == "" {
+		return
+	}
+	if *value != "" {
+		c.problem(variable+"_FILE", "and %s are both set: set one of them", variable)
+		return
+	}
+	content, err := os.ReadFile(file)
+	if err != nil {
+		c.problem(variable+"_FILE", "cannot be read: %v", err)
+		return
+	}
+	*value = strings.TrimSpace(string(content))
+}
+
+func (c *Config) checkOneOf(variable, value string, allowed ...string) {
+	if !slices.Contains(allowed, value) {
+		c.problem(variable, "is %q: set it to %s", value, strings.Join(allowed, " or "))
+	}
+}
+
+func (c *Config) checkRange(variable string, n, least, most int) {
+	if !c.unreadable(variable) && (n < least || n > most) {
+		c.problem(variable, "is %d: set it to %d to %d", n, least, most)
+	}
+}
+
+func (c *Config) checkDuration(variable string, d, least, most time.Duration) {
+	if !c.unreadable(variable) && (d < least || d > most) {
+		c.problem(variable, "is %s: set it to %s to %s", d, least, most)
+	}
+}
+
+func (c *Config) checkStrategy(variable, strategy string) {
+	switch known := strategies.Names(); {
+	case !slices.Contains(known, strategy):
+		c.problem(variable, "is %q, which is no strategy: set it to one of %s", strategy, strings.Join(known, ", "))
+	case strategy == "none" && c.Fencing == string(domain.FencingEnforced):
+		c.problem(variable, "is none, which issues no fencing tokens: set FENCEPOST_FENCING=off as well, or another strategy")
+	case strategy == "redis" && c.RedisURL == "" && !c.unreadable("FENCEPOST_REDIS_URL_FILE"):
+		c.problem(variable, "is redis: set FENCEPOST_REDIS_URL to its server")
+	}
+}
+
+func (c *Config) checkListen() (loopback bool) {
+	if !c.checkHostPort("FENCEPOST_LISTEN", c.Listen, 0) {
+		return false
+	}
+	host, _, _ := net.SplitHostPort(c.Listen)
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
+}
+
+// checkHostPort checks an address; leastPort is 0 where the system may choose one.
+func (c *Config) checkHostPort(variable, value string, leastPort int) bool {
+	host, port, err := net.SplitHostPort(value)
+	n, numberErr := strconv.Atoi(port)
+	if err != nil || numberErr != nil || n < leastPort || n > math.MaxUint16 || leastPort > 0 && host == "" {
+		c.problem(variable, "is %q: write HOST:PORT", value)
+		return false
+	}
+	return true
+}
+
+var (
+	postgresSchemes = []string{"postgres", "postgresql"}
+	redisSchemes    = []string{"redis", "rediss"}
+)
+
+// checkURL never repeats the value, nor what url.Parse says of it: there may be a password in it.
+func (c *Config) checkURL(variable, value string, required bool, schemes []string) {
+	switch {
+	case value == "" && !required, c.unreadable(variable), c.unreadable(variable + "_FILE"):
+	case value == "":
+		c.problem(variable, "is not set: set it to a URL like %s://USER:PASSWORD@HOST:PORT/NAME", schemes[0])
+	default:
+		u, err := url.Parse(value)
+		if err != nil || !slices.Contains(schemes, u.Scheme) || u.Opaque != "" || u.Host == "" && u.Query().Get("host") == "" {
+			c.problem(variable, "is not a URL: write %s://USER:PASSWORD@HOST:PORT/NAME, with special characters of the password escaped (%%40 for @)", schemes[0])
+		}
+	}
+}
+
+func (c *Config) checkBaseURL(variable, value string) {
+	u, err := url.Parse(value)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.Opaque != "" ||
+		strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
+		c.problem(variable, "has an entry that is not a base URL: write http://HOST:PORT for each instance")
+	}
+}
+
+// print writes the configuration, one variable a line, without its passwords.
+func (c *Config) print(w io.Writer) {
+	for f, v := range reflect.ValueOf(*c).Fields() {
+		name, ok := f.Tag.Lookup("env")
+		if !ok {
+			continue
+		}
+		text := fmt.Sprint(v.Interface())
+		if values, ok := v.Interface().([]string); ok {
+			text = strings.Join(values, ",")
+		}
+		if _, secret := f.Tag.Lookup("secret"); secret {
+			text = redactedList(text)
+		}
+		fmt.Fprintf(w, "%s=%s\n", name, text)
+	}
+}
+
+func redactedList(text string) string {
+	urls := list(text)
+	for i, u := range urls {
+		urls[i] = redacted(u)
+	}
+	return strings.Join(urls, ",")
+}
+
+// redacted hides the password of a URL. What is no proper URL is hidden as a whole: nobody knows where its password is.
+func redacted(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil || u.Opaque != "" || u.Scheme == "" {
+		return "(hidden: not a URL)"
+	}
+	query := u.Query()
+	for name := range query {
+		if strings.Contains(name, "password") {
+			query.Set(name, "xxxxx")
+			u.RawQuery = query.Encode()
+		}
+	}
+	return u.Redacted()
+}
+
+// address is where a URL leads, without who goes there.
+func address(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return "(not a URL)"
+	}
+	return u.Host + u.Path
+}

@@ -1,0 +1,174 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/net/netutil"
+
+	"fencepost/domain"
+	"fencepost/domain/postgres"
+	"fencepost/handlers"
+	"fencepost/locking"
+	"fencepost/locking/strategies"
+	"fencepost/web"
+)
+
+const (
+	startTimeout   = 10 * time.Second
+	maxConnections = 1000
+)
+
+type serveCommand struct{}
+
+// Run opens what the service stands on, serves until ctx ends, and closes it in the reverse order.
+func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error) {
+	if err := c.checkAll(); err != nil {
+		return err
+	}
+	log := c.logger(con.err)
+	starting, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+
+	store, err := postgres.Open(starting, c.DatabaseURL, postgres.Options{
+		MaxConns: int32(c.DatabaseConns), Instance: c.instance(), Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	backends, err := strategies.Open(strategies.Config{RedisURL: c.RedisURL, LeaseTTL: c.LeaseTTL, Log: log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, backends.Close()) }()
+	guard := locking.NewGuard(store, backends, locking.Options{LockWait: c.LockWait, Log: log})
+	if err := guard.Claim(starting, domain.ScopeInventory, c.InventoryLock); err != nil {
+		return err
+	}
+	if err := guard.Claim(starting, domain.ScopeCoupons, c.CouponLock); err != nil {
+		return err
+	}
+
+	var draining atomic.Bool
+	handler := handlers.New(handlers.Config{
+		Service: &domain.Service{
+			Guard:   guard,
+			Store:   store,
+			NewID:   func() string { return uuid.Must(uuid.NewV7()).String() },
+			Now:     time.Now,
+			HoldTTL: c.HoldTTL,
+			MaxTTL:  c.MaxHoldTTL,
+			Fencing: domain.Fencing(c.Fencing),
+		},
+		Strategies: guard.Strategies,
+		Ready: func(ctx context.Context) error {
+			if draining.Load() {
+				return errors.New("this instance is shutting down")
+			}
+			return ready(ctx, store, guard, log)
+		},
+		Authenticate:   c.authenticate(store, log),
+		Instances:      c.Instances,
+		Page:           web.Handler(c.Instances),
+		RequestTimeout: requestTimeout,
+		Log:            log,
+		Version:        version(),
+	})
+	return c.serve(ctx, handler, &draining, log)
+}
+
+// serve answers requests until ctx ends. Then it says on /readyz that it is going, waits so long that who sends requests
+// here can notice, stops listening, and lets what has begun come to its end.
+func (c *Config) serve(ctx context.Context, handler http.Handler, draining *atomic.Bool, log *slog.Logger) error {
+	listener, err := net.Listen("tcp", c.Listen)
+	if err != nil {
+		return fmt.Errorf("listening on %s: %w; end what listens there, or set FENCEPOST_LISTEN", c.Listen, err)
+	}
+	log.Info("listening", "address", "http://"+listener.Addr().String(), "inventory_lock", c.InventoryLock, "coupon_lock", c.CouponLock)
+	server := &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      requestTimeout + 5*time.Second,
+		IdleTimeout:       60 * time.Second,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(netutil.LimitListener(listener, maxConnections)) }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serving: %w", err)
+	case <-ctx.Done():
+	}
+
+	draining.Store(true)
+	log.Info("shutting down; a second signal ends the process at once", "timeout", c.ShutdownTimeout)
+	time.Sleep(c.DrainDelay)
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.ShutdownTimeout)
+	defer cancel()
+	if err := server.Shutdown(ending); err != nil {
+		_ = server.Close()
+		return fmt.Errorf("requests were still running after %s and were cut off; raise FENCEPOST_SHUTDOWN_TIMEOUT if they need longer: %w", c.ShutdownTimeout, err)
+	}
+	log.Info("stopped")
+	return nil
+}
+
+// ready tells whether a request could be served now. What it answers is shown to whoever asks, so the words of servers and
+// drivers stay in the log.
+func ready(ctx context.Context, store *postgres.Store, guard *locking.Guard, log *slog.Logger) error {
+	err := store.Ping(ctx)
+	if err == nil {
+		err = guard.Ready(ctx)
+	}
+	if err == nil {
+		return nil
+	}
+	log.Warn("not ready", "error", err)
+	if unavailable, ok := errors.AsType[*domain.UnavailableError](err); ok {
+		return fmt.Errorf("%s does not answer", unavailable.Server)
+	}
+	if errors.Is(err, domain.ErrSuperseded) {
+		return errors.New("another lock strategy is in charge; restart this instance with the new one")
+	}
+	return errors.New("the log knows why")
+}
+
+// authenticate is nil where every caller is an admin.
+func (c *Config) authenticate(store *postgres.Store, log *slog.Logger) func(context.Context, string) (domain.Caller, error) {
+	if c.Auth == "off" {
+		log.Warn("authentication is off: every caller is an admin")
+		return nil
+	}
+	return store.Keys().Authenticate
+}
+
+// instance names this process where its refused writes are recorded.
+func (c *Config) instance() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown host"
+	}
+	return host + " " + c.Listen
+}
+
+func (c *Config) logger(w io.Writer) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(c.LogLevel)) // checked
+	options := &slog.HandlerOptions{Level: level}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}
