@@ -99,9 +99,6 @@ func testSum(t *testing.T, w *world) {
 // Instances hand the lock to and fro. The term is longer than the test: a waiter that missed a release would run into the
 // limit of its wait.
 func testHandOver(t *testing.T, w *world) {
-	if !w.row.Traits.Exclusive {
-		return // nobody waits
-	}
 	key := w.item(w.node(), w.fencing())
 	var waits atomic.Int32
 	w.crowd(4, 25, never, func(ctx context.Context, n *node, _, _ int) error {
@@ -119,9 +116,6 @@ func testHandOver(t *testing.T, w *world) {
 // Waiters that give up at any moment return at once, while the lock is held, and leave nothing that would be in the way
 // of the next.
 func testCancelledWaiters(t *testing.T, w *world) {
-	if !w.row.Traits.Exclusive {
-		return // nobody waits
-	}
 	holder, other := w.node(), w.node()
 	key := w.item(holder, w.fencing())
 	inside, leave := make(chan struct{}), make(chan struct{})
@@ -222,9 +216,6 @@ func testManyKeys(t *testing.T, w *world) {
 
 // Of two keys the second cannot be had: the first must not stay behind.
 func testPartialAcquire(t *testing.T, w *world) {
-	if !w.row.Traits.Exclusive {
-		return // nothing is acquired
-	}
 	holder, other := w.node(), w.node()
 	first, second := w.item(holder, w.fencing()), w.item(holder, w.fencing())
 	if second < first {

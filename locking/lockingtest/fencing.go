@@ -13,9 +13,6 @@ import (
 )
 
 func testTokensRise(t *testing.T, w *world) {
-	if !w.row.Traits.Fences {
-		return // no tokens
-	}
 	n := w.node()
 	key := w.item(n, domain.FencingEnforced)
 	last := domain.Token(0)
@@ -30,51 +27,54 @@ func testTokensRise(t *testing.T, w *world) {
 	rises(n, "nothing")
 	rises(n, "a release")
 	rises(w.node(), "a new process")
-	if w.row.Traits.Expires {
-		lease, err := n.backend.Locker.Acquire(t.Context(), key, newGrantID())
-		require.NoError(t, err)
-		require.Greater(t, lease.Token, last)
-		last = lease.Token
-		w.breakLock(n, key)
-		rises(n, "an expiry")
-	}
+}
+
+func testTokensRiseOverExpiry(t *testing.T, w *world) {
+	n := w.node()
+	key := w.item(n, domain.FencingEnforced)
+	lease, err := n.backend.Locker.Acquire(t.Context(), key, newGrantID())
+	require.NoError(t, err)
+	w.breakLock(n, key)
+	receipt, err := n.addTo(t.Context(), key)
+	require.NoError(t, err)
+	require.Greater(t, receipt.Grants[0].Token, lease.Token)
 }
 
 func newGrantID() domain.GrantID { return domain.GrantID(uuid.New()) }
 
 // A section whose lock is gone ends early, says why, and has written nothing.
-func testBrokenSection(t *testing.T, w *world) {
-	switch {
-	case w.row.Traits.Expires:
-		w.config.LeaseTTL = shortTerm
-		n := w.node()
-		key := w.item(n, w.fencing())
-		_, err := n.Do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
-			require.NoError(t, add(ctx, tx, key))
-			w.breakLock(n, key)
-			w.await("the section is told", ctx.Done())
-			require.ErrorIs(t, context.Cause(ctx), domain.ErrLockLost)
-			return nil
-		})
-		require.ErrorIs(t, err, domain.ErrLockLost)
-		require.EqualValues(t, 0, w.stock(key))
-		w.canEnter(key)
-	case w.row.Traits.Exclusive:
-		// A row lock lives as long as its connection.
-		n := w.node()
-		key := w.item(n, w.fencing())
-		service := postgresConnection(t, w)
-		_, err := n.Do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
-			require.NoError(t, add(ctx, tx, key))
-			_, err := service.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-				WHERE datname = current_database() AND state = 'idle in transaction' AND pid <> pg_backend_pid()`)
-			require.NoError(t, err)
-			return nil
-		})
-		require.ErrorIs(t, err, domain.ErrUnavailable)
-		require.EqualValues(t, 0, w.stock(key))
-		w.canEnter(key)
-	}
+func testBrokenLease(t *testing.T, w *world) {
+	w.config.LeaseTTL = shortTerm
+	n := w.node()
+	key := w.item(n, w.fencing())
+	_, err := n.Do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
+		require.NoError(t, add(ctx, tx, key))
+		w.breakLock(n, key)
+		w.await("the section is told", ctx.Done())
+		require.ErrorIs(t, context.Cause(ctx), domain.ErrLockLost)
+		return nil
+	})
+	require.ErrorIs(t, err, domain.ErrLockLost)
+	require.EqualValues(t, 0, w.stock(key))
+	w.canEnter(key)
+}
+
+// A row lock lives as long as its connection.
+func testBrokenConnection(t *testing.T, w *world) {
+	n := w.node()
+	key := w.item(n, w.fencing())
+	service := postgresConnection(t, w)
+	_, err := n.Do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
+		require.NoError(t, add(ctx, tx, key))
+		_, err := service.Exec(ctx, `
+			SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+			 WHERE datname = current_database() AND state = 'idle in transaction' AND pid <> pg_backend_pid()`)
+		require.NoError(t, err)
+		return nil
+	})
+	require.ErrorIs(t, err, domain.ErrUnavailable)
+	require.EqualValues(t, 0, w.stock(key))
+	w.canEnter(key)
 }
 
 func postgresConnection(t *testing.T, w *world) *pgx.Conn {
@@ -88,9 +88,6 @@ func postgresConnection(t *testing.T, w *world) *pgx.Conn {
 // A holder pauses after its acquire and wakes when the next one has sold. The fence refuses it; with the fence off, its
 // late write lands.
 func testPausedBeforeTransaction(t *testing.T, w *world) {
-	if !w.row.Traits.Expires {
-		return // the lock ends with the transaction; there is no lease to outlive
-	}
 	for _, fencing := range []domain.Fencing{domain.FencingEnforced, domain.FencingOff} {
 		paused, pause := w.pausingNode()
 		next := w.node()
@@ -127,9 +124,6 @@ func testPausedBeforeTransaction(t *testing.T, w *world) {
 // A holder pauses between its read and its write. It has presented, so the next holder waits for its transaction; with the
 // fence off, the next one reads what the paused one is about to overwrite, and an update is lost.
 func testPausedInTransaction(t *testing.T, w *world) {
-	if !w.row.Traits.Expires {
-		return
-	}
 	for _, fencing := range []domain.Fencing{domain.FencingEnforced, domain.FencingOff} {
 		paused, next := w.node(), w.node()
 		key := w.item(next, fencing)
@@ -171,9 +165,6 @@ func testPausedInTransaction(t *testing.T, w *world) {
 // The paused holder wakes while its successor is between read and write. This is what presenting first is for: where the
 // grant is presented at the write only, the same interleaving loses an update.
 func testWakeBetweenReadAndWrite(t *testing.T, w *world) {
-	if !w.row.Traits.Expires {
-		return
-	}
 	for _, late := range []bool{false, true} {
 		var change []func(*locking.Backend, *locking.Database)
 		if late {
@@ -225,9 +216,6 @@ func testWakeBetweenReadAndWrite(t *testing.T, w *world) {
 
 // Releasing or extending a lock that is lost is an error, brings nothing back, and leaves the next holder alone.
 func testLostLease(t *testing.T, w *world) {
-	if !w.row.Traits.Expires {
-		return
-	}
 	a, b := w.node(), w.node()
 	key := w.item(a, w.fencing())
 	lost, err := a.backend.Locker.Acquire(t.Context(), key, newGrantID())
@@ -250,9 +238,6 @@ func testLostLease(t *testing.T, w *world) {
 
 // A holder that is gone without a release keeps others waiting until its term ends, and no longer.
 func testVanishedHolder(t *testing.T, w *world) {
-	if !w.row.Traits.Expires {
-		return
-	}
 	w.config.LeaseTTL = shortTerm
 	a, b := w.node(), w.node()
 	key := w.item(a, w.fencing())
@@ -262,11 +247,17 @@ func testVanishedHolder(t *testing.T, w *world) {
 	require.NoError(t, err)
 }
 
+// What issues no tokens cannot write where they are demanded, not even with a lock that works.
+func testUnfenced(t *testing.T, w *world) {
+	n := w.node()
+	key := w.item(n, domain.FencingEnforced)
+	_, err := n.addTo(t.Context(), key)
+	require.ErrorIs(t, err, domain.ErrFencingRequired)
+	require.EqualValues(t, 0, w.stock(key))
+}
+
 // An authority whose tokens start again does not stop the work: its epoch is raised.
 func testHealing(t *testing.T, w *world) {
-	if !w.row.Traits.Fences {
-		return
-	}
 	n, other := w.node(), w.node()
 	key := w.item(n, domain.FencingEnforced)
 	_, err := other.addTo(t.Context(), key)
@@ -287,9 +278,6 @@ func testHealing(t *testing.T, w *world) {
 
 // When another strategy takes over a scope, instances of the old one cannot write any more, and say so.
 func testSuperseded(t *testing.T, w *world) {
-	if !w.row.Traits.Fences {
-		return // on what is not fenced, nobody is refused
-	}
 	n := w.node()
 	key := w.item(n, domain.FencingEnforced)
 	_, err := n.addTo(t.Context(), key)

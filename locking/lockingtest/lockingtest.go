@@ -34,31 +34,51 @@ const (
 	deadline = 20 * time.Second
 )
 
+// The tests, and which strategies each is for: one in which nobody waits cannot hand over, one whose lock ends with its
+// transaction cannot outlive it.
+var suite = []struct {
+	name    string
+	applies func(strategies.Traits) bool
+	test    func(*testing.T, *world)
+}{
+	{"holders meet only without a lock", everybody, testHoldersMeet},
+	{"read-modify-write sums up only under a lock", everybody, testSum},
+	{"a release lets the next in at once", exclusive, testHandOver},
+	{"a cancelled waiter leaves nothing", exclusive, testCancelledWaiters},
+	{"an error rolls back and releases", everybody, testErrorInSection},
+	{"a panic rolls back and releases", everybody, testPanicInSection},
+	{"reversed and overlapping key sets do not deadlock", everybody, testManyKeys},
+	{"a failed acquire of several keys gives back the first", exclusive, testPartialAcquire},
+	{"tokens rise over release and a new process", fences, testTokensRise},
+	{"tokens rise over expiry", expires, testTokensRiseOverExpiry},
+	{"a broken lease stops the section", expires, testBrokenLease},
+	{"a broken connection stops the section", rowLocks, testBrokenConnection},
+	{"a paused holder's late write", expires, testPausedBeforeTransaction},
+	{"a pause between read and write", expires, testPausedInTransaction},
+	{"a wake between the successor's read and write", expires, testWakeBetweenReadAndWrite},
+	{"a lost lease frees nobody else's lock", expires, testLostLease},
+	{"the term of a vanished holder ends", expires, testVanishedHolder},
+	{"a strategy without tokens is refused where fencing is enforced", unfenced, testUnfenced},
+	{"a counter that has gone back is healed", fences, testHealing},
+	{"a superseded instance is refused and not ready", fences, testSuperseded},
+}
+
+func everybody(strategies.Traits) bool   { return true }
+func exclusive(t strategies.Traits) bool { return t.Exclusive }
+func expires(t strategies.Traits) bool   { return t.Expires }
+func rowLocks(t strategies.Traits) bool  { return t.Exclusive && t.Fences && !t.Expires }
+func fences(t strategies.Traits) bool    { return t.Fences }
+func unfenced(t strategies.Traits) bool  { return !t.Fences }
+
 // Run holds one row of the table to its promises, with instances that have poolSize connections each.
 func Run(t *testing.T, row strategies.Strategy, config strategies.Config, poolSize int32) {
-	for name, test := range map[string]func(*testing.T, *world){
-		"holders meet only without a lock":                      testHoldersMeet,
-		"read-modify-write sums up only under a lock":           testSum,
-		"a release lets the next in at once":                    testHandOver,
-		"a cancelled waiter leaves nothing":                     testCancelledWaiters,
-		"an error rolls back and releases":                      testErrorInSection,
-		"a panic rolls back and releases":                       testPanicInSection,
-		"reversed and overlapping key sets do not deadlock":     testManyKeys,
-		"a failed acquire of several keys gives back the first": testPartialAcquire,
-		"tokens rise over release, expiry and a new process":    testTokensRise,
-		"a broken lock stops the section":                       testBrokenSection,
-		"a paused holder's late write":                          testPausedBeforeTransaction,
-		"a pause between read and write":                        testPausedInTransaction,
-		"a wake between the successor's read and write":         testWakeBetweenReadAndWrite,
-		"a lost lease frees nobody else's lock":                 testLostLease,
-		"the term of a vanished holder ends":                    testVanishedHolder,
-		"a counter that has gone back is healed":                testHealing,
-		"a superseded instance is refused and not ready":        testSuperseded,
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			test(t, newWorld(t, row, config, poolSize))
-		})
+	for _, s := range suite {
+		if s.applies(row.Traits) {
+			t.Run(s.name, func(t *testing.T) {
+				t.Parallel()
+				s.test(t, newWorld(t, row, config, poolSize))
+			})
+		}
 	}
 }
 
