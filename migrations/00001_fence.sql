@@ -246,7 +246,7 @@ END $$;
 
 -- A mistake of the owner's is stopped as well: the fence only moves forward.
 -- +goose StatementBegin
-CREATE FUNCTION guard_fence() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION guard_fence() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NEW.resource <> OLD.resource OR NEW.fencing <> OLD.fencing OR (NEW.epoch, NEW.token) < (OLD.epoch, OLD.token) THEN
         RAISE EXCEPTION 'the fence of % only moves forward', OLD.resource USING ERRCODE = 'FP004';

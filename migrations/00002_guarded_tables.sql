@@ -76,10 +76,10 @@ COMMENT ON TABLE ledger IS 'Every change of a counter, with the grant under whic
 COMMENT ON COLUMN ledger.reference IS 'The reservation or the redemption that the change belongs to.';
 
 -- guard_row lets a change through when this very transaction has presented for the row's resource, or the resource's
--- fencing is off. It runs with the caller's rights and finds its table by its full name, so nothing that the caller can set
--- (search_path, temporary tables) leads it astray.
+-- fencing is off. It runs with the caller's rights, but not with the caller's search_path: an operator = of the caller's
+-- own, in a schema that comes before pg_catalog, would decide the comparisons below.
 -- +goose StatementBegin
-CREATE FUNCTION guard_row() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION guard_row() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     f public.fences;
 BEGIN
@@ -104,7 +104,7 @@ END $$;
 -- guard_ledger is guard_row for the ledger. The stamp of a fenced entry is taken from the fence, so an entry cannot claim
 -- another grant than the one its transaction presented.
 -- +goose StatementBegin
-CREATE FUNCTION guard_ledger() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION guard_ledger() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     f public.fences;
 BEGIN
@@ -128,7 +128,7 @@ END $$;
 -- +goose StatementEnd
 
 -- +goose StatementBegin
-CREATE FUNCTION guard_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION guard_truncate() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RAISE EXCEPTION '% is never truncated', TG_TABLE_NAME USING ERRCODE = 'FP004';
 END $$;
