@@ -101,7 +101,7 @@ var problems = []struct {
 		"The request took longer than this instance allows. " + nothingWritten,
 	},
 
-	{errUnauthorized, http.StatusUnauthorized, "unauthorized", false, "A valid key is needed", "Send a valid key as \"Authorization: Bearer <key>\"."},
+	{errUnauthorized, http.StatusUnauthorized, "unauthorized", false, "A valid key is needed", "Send a valid key as \"Authorization: Bearer KEY\"."},
 	{errForbidden, http.StatusForbidden, "forbidden", false, "Not allowed", "This needs an admin's key."},
 	{errCrossOrigin, http.StatusForbidden, "cross_origin", false, "Not allowed from another site", "Only the pages of this service's instances may call it from a browser."},
 	{errNoRoute, http.StatusNotFound, "not_found", false, "Not found", "There is nothing at this path."},

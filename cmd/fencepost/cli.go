@@ -73,13 +73,16 @@ func (c *Config) explain(err error) error {
 	if !ok {
 		return err
 	}
+	var at, variable string
 	switch unavailable.Server {
 	case "PostgreSQL":
-		return fmt.Errorf("PostgreSQL at %s does not answer: start it or correct FENCEPOST_DATABASE_URL (%w)", address(c.DatabaseURL), err)
+		at, variable = c.DatabaseURL, "FENCEPOST_DATABASE_URL"
 	case "Redis":
-		return fmt.Errorf("Redis at %s does not answer: start it or correct FENCEPOST_REDIS_URL (%w)", address(c.RedisURL), err)
+		at, variable = c.RedisURL, "FENCEPOST_REDIS_URL"
+	default:
+		return err
 	}
-	return err
+	return fmt.Errorf("%s at %s does not answer: start it or correct %s (%w)", unavailable.Server, address(at), variable, err)
 }
 
 // oneLine joins the lines of an error: drivers break theirs, and half of a message is easily lost in a log.

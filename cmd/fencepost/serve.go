@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
 	"golang.org/x/net/netutil"
 
 	"fencepost/domain"
@@ -46,6 +47,14 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		return err
 	}
 	defer store.Close()
+	// Before the authorities are claimed: an instance that cannot listen must not put its strategy in charge, and with that
+	// turn away the writes of those that can.
+	listener, err := net.Listen("tcp", c.Listen)
+	if err != nil {
+		return fmt.Errorf("listening: %w; end what listens there, or set FENCEPOST_LISTEN", err)
+	}
+	defer listener.Close()
+	redis.SetLogger(redisLog{log})
 	backends, err := strategies.Open(strategies.Config{RedisURL: c.RedisURL, LeaseTTL: c.LeaseTTL, Log: log})
 	if err != nil {
 		return err
@@ -84,16 +93,20 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		Log:            log,
 		Version:        version(),
 	})
-	return c.serve(ctx, handler, &draining, log)
+	return c.serve(ctx, listener, handler, &draining, log)
+}
+
+// redisLog takes the lines that go-redis would write to standard error on its own. The errors that they are about come
+// back from the calls as well.
+type redisLog struct{ log *slog.Logger }
+
+func (l redisLog) Printf(ctx context.Context, format string, args ...any) {
+	l.log.DebugContext(ctx, fmt.Sprintf(format, args...))
 }
 
 // serve answers requests until ctx ends. Then it says on /readyz that it is going, waits so long that who sends requests
 // here can notice, stops listening, and lets what has begun come to its end.
-func (c *Config) serve(ctx context.Context, handler http.Handler, draining *atomic.Bool, log *slog.Logger) error {
-	listener, err := net.Listen("tcp", c.Listen)
-	if err != nil {
-		return fmt.Errorf("listening on %s: %w; end what listens there, or set FENCEPOST_LISTEN", c.Listen, err)
-	}
+func (c *Config) serve(ctx context.Context, listener net.Listener, handler http.Handler, draining *atomic.Bool, log *slog.Logger) error {
 	log.Info("listening", "address", "http://"+listener.Addr().String(), "inventory_lock", c.InventoryLock, "coupon_lock", c.CouponLock)
 	server := &http.Server{
 		Handler:           handler,

@@ -1,0 +1,232 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"fencepost/domain/postgres/postgrestest"
+)
+
+// instance is the whole program, serving on a port of the system's choice.
+type instance struct {
+	url    string
+	signal context.CancelFunc
+	exit   chan int
+}
+
+func start(t *testing.T, env map[string]string) instance {
+	t.Helper()
+	clean(t, env)
+	ctx, cancel := context.WithCancel(t.Context())
+	i := instance{signal: cancel, exit: make(chan int, 1)}
+	logs, stderr := io.Pipe()
+	go func() {
+		i.exit <- run(ctx, []string{"serve", "--listen=127.0.0.1:0"}, io.Discard, stderr)
+		stderr.Close()
+	}()
+	t.Cleanup(cancel)
+	address := make(chan string, 1)
+	listening := regexp.MustCompile(`msg=listening address=(\S+)`)
+	go func() {
+		defer close(address)
+		for lines := bufio.NewScanner(logs); lines.Scan(); {
+			t.Log(lines.Text())
+			if m := listening.FindStringSubmatch(lines.Text()); m != nil {
+				address <- m[1]
+			}
+		}
+	}()
+	var ok bool
+	i.url, ok = <-address
+	require.True(t, ok, "the service ended before it listened")
+	t.Cleanup(func() { // the log must not be written to after the test
+		cancel()
+		for range address {
+		}
+	})
+	return i
+}
+
+func (i instance) call(t *testing.T, method, path, body string, headers ...string) (status int, answer string) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), method, i.url+path, strings.NewReader(body))
+	require.NoError(t, err)
+	r.Header.Set("Content-Type", "application/json")
+	for n := 0; n < len(headers); n += 2 {
+		r.Header.Set(headers[n], headers[n+1])
+	}
+	response, err := http.DefaultClient.Do(r)
+	require.NoError(t, err)
+	defer response.Body.Close()
+	content, err := io.ReadAll(response.Body)
+	require.NoError(t, err)
+	return response.StatusCode, string(content)
+}
+
+func TestMigrateThenServe(t *testing.T) {
+	db := postgrestest.Empty(t)
+	env := map[string]string{"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_OWNER_URL": db.OwnerURL, "FENCEPOST_AUTH": "off"}
+
+	code, _, stderr := runIn(t, env, "serve")
+	assert.Equal(t, exitFailed, code)
+	assert.Equal(t, "fencepost: the database has no Fencepost schema yet: run 'fencepost migrate' with FENCEPOST_OWNER_URL set\n", stderr)
+
+	code, stdout, _ := runIn(t, env, "migrate")
+	require.Equal(t, exitOK, code)
+	assert.Regexp(t, `^Applied \d+ migrations; the schema is up to date\.\n$`, stdout)
+	code, stdout, _ = runIn(t, env, "migrate")
+	require.Equal(t, exitOK, code)
+	assert.Equal(t, "The schema is up to date.\n", stdout)
+
+	i := start(t, env)
+	status, _ := i.call(t, "GET", "/readyz", "")
+	assert.Equal(t, 200, status)
+	status, answer := i.call(t, "POST", "/v1/items", `{"sku":"lamp","name":"Lamp","stock":1}`)
+	require.Equal(t, 201, status, answer)
+	status, _ = i.call(t, "POST", "/v1/items/lamp/reservations", `{"quantity":1}`)
+	assert.Equal(t, 201, status)
+	status, answer = i.call(t, "POST", "/v1/items/lamp/reservations", `{"quantity":1}`)
+	assert.Equal(t, 409, status)
+	assert.Contains(t, answer, "out_of_stock")
+	status, answer = i.call(t, "GET", "/", "")
+	assert.Equal(t, 200, status)
+	assert.Contains(t, answer, "<html")
+	i.signal()
+	assert.Equal(t, exitOK, <-i.exit)
+}
+
+// What was begun before the signal is finished after it, and meanwhile the instance says that it is going.
+func TestShutdownFinishesWhatBegan(t *testing.T) {
+	db := postgrestest.New(t)
+	i := start(t, map[string]string{"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_AUTH": "off", "FENCEPOST_DRAIN_DELAY": "500ms"})
+	status, answer := i.call(t, "POST", "/v1/items", `{"sku":"lamp","name":"Lamp","stock":1}`)
+	require.Equal(t, 201, status, answer)
+
+	// Somebody else holds the row, so the reservation waits.
+	other := postgrestest.Connect(t, db.OwnerURL)
+	held, err := other.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = held.Exec(t.Context(), `SELECT FROM fences WHERE resource = 'item/lamp' FOR UPDATE`)
+	require.NoError(t, err)
+	reserved := make(chan int, 1)
+	go func() {
+		response, err := http.Post(i.url+"/v1/items/lamp/reservations", "application/json", strings.NewReader(`{"quantity":1}`))
+		if err != nil {
+			reserved <- 0
+			return
+		}
+		response.Body.Close()
+		reserved <- response.StatusCode
+	}()
+	watcher := postgrestest.Connect(t, db.OwnerURL)
+	require.Eventually(t, func() bool {
+		var waiting bool
+		require.NoError(t, watcher.QueryRow(t.Context(),
+			`SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND $1 = ANY (pg_blocking_pids(pid)))`, other.PgConn().PID()).Scan(&waiting))
+		return waiting
+	}, 5*time.Second, 5*time.Millisecond, "the reservation does not wait for the row")
+
+	i.signal()
+	require.Eventually(t, func() bool {
+		status, answer := i.call(t, "GET", "/readyz", "")
+		return status == 503 && strings.Contains(answer, "shutting down")
+	}, 400*time.Millisecond, 5*time.Millisecond)
+	require.Eventually(t, func() bool {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(i.url, "http://"))
+		if err == nil {
+			conn.Close()
+		}
+		return err != nil
+	}, 5*time.Second, 5*time.Millisecond, "the instance still listens")
+	require.NoError(t, held.Rollback(t.Context()))
+	assert.Equal(t, 201, <-reserved)
+	assert.Equal(t, exitOK, <-i.exit)
+}
+
+func TestShutdownCutsOffWhatTakesTooLong(t *testing.T) {
+	db := postgrestest.New(t)
+	i := start(t, map[string]string{
+		"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_AUTH": "off",
+		"FENCEPOST_DRAIN_DELAY": "0s", "FENCEPOST_SHUTDOWN_TIMEOUT": "50ms",
+	})
+	status, _ := i.call(t, "GET", "/readyz", "")
+	require.Equal(t, 200, status)
+	// A request that never ends: its body does not come.
+	conn, err := net.Dial("tcp", strings.TrimPrefix(i.url, "http://"))
+	require.NoError(t, err)
+	defer conn.Close()
+	_, err = io.WriteString(conn, "POST /v1/items HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n")
+	require.NoError(t, err)
+	line, err := bufio.NewReader(conn).ReadString('\n') // the handler has begun to read
+	require.NoError(t, err)
+	require.Contains(t, line, "100 Continue")
+	i.signal()
+	assert.Equal(t, exitFailed, <-i.exit)
+}
+
+// An instance that cannot listen must not take over and turn away the writes of the one that can.
+func TestInstanceThatCannotListenTakesNothingOver(t *testing.T) {
+	db := postgrestest.New(t)
+	redis := os.Getenv("FENCEPOST_REDIS_URL")
+	require.NotEmpty(t, redis, "run the tests with 'make test'")
+	env := map[string]string{"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_AUTH": "off"}
+	i := start(t, env)
+
+	env["FENCEPOST_REDIS_URL"], env["FENCEPOST_INVENTORY_LOCK"] = redis, "redis"
+	env["FENCEPOST_LISTEN"] = strings.TrimPrefix(i.url, "http://")
+	code, _, stderr := runIn(t, env, "serve")
+	assert.Equal(t, exitFailed, code)
+	assert.Contains(t, stderr, "address already in use; end what listens there, or set FENCEPOST_LISTEN")
+
+	status, answer := i.call(t, "POST", "/v1/items", `{"sku":"lamp","name":"Lamp","stock":1}`)
+	require.Equal(t, 201, status, answer)
+	assert.Contains(t, answer, `"strategy":"postgres"`)
+}
+
+func TestRedisThatDoesNotAnswer(t *testing.T) {
+	db := postgrestest.New(t)
+	code, _, stderr := runIn(t, map[string]string{
+		"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_AUTH": "off", "FENCEPOST_LISTEN": "127.0.0.1:0",
+		"FENCEPOST_INVENTORY_LOCK": "redis", "FENCEPOST_REDIS_URL": "redis://:hunter2@127.0.0.1:1",
+	}, "serve")
+	assert.Equal(t, exitFailed, code)
+	assert.True(t, strings.HasPrefix(stderr, "fencepost: Redis at 127.0.0.1:1 does not answer: start it or correct FENCEPOST_REDIS_URL ("), stderr)
+	assert.Equal(t, 1, strings.Count(stderr, "\n"), stderr)
+	assert.NotContains(t, stderr, "hunter2")
+}
+
+func TestKeysCommand(t *testing.T) {
+	db := postgrestest.New(t)
+	env := map[string]string{"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_DRAIN_DELAY": "0s"}
+	_, key, _ := runIn(t, env, "keys", "create", "--name=boss", "--role=admin")
+	_, list, _ := runIn(t, env, "keys", "list")
+	key = strings.TrimSpace(key)
+	require.Regexp(t, `^fp_[A-Za-z0-9_-]{43}$`, key)
+	require.NotContains(t, list, key)
+	row := regexp.MustCompile(`(?m)^(\S+)\s+boss\s+admin\s+\S+\s+-$`).FindStringSubmatch(list)
+	require.NotNil(t, row, list)
+
+	i := start(t, env)
+	status, _ := i.call(t, "GET", "/v1/audit", "")
+	assert.Equal(t, 401, status)
+	status, _ = i.call(t, "GET", "/v1/audit", "", "Authorization", "Bearer "+key)
+	assert.Equal(t, 200, status)
+
+	var out, errs bytes.Buffer
+	assert.Equal(t, exitOK, run(t.Context(), []string{"keys", "revoke", row[1]}, &out, &errs), errs.String())
+	assert.Equal(t, exitFailed, run(t.Context(), []string{"keys", "revoke", "unknown"}, &out, &errs))
+	i.signal()
+	assert.Equal(t, exitOK, <-i.exit)
+}
