@@ -173,4 +173,6 @@ GRANT UPDATE (revoked_at) ON api_keys TO fencepost_service;
 
 -- +goose Down
 DROP TABLE api_keys, ledger, redemptions, coupons, reservation_lines, items;
+DROP TRIGGER guard_truncate ON fences;
+DROP TRIGGER guard_truncate ON refusals;
 DROP FUNCTION guard_row, guard_ledger, guard_truncate;

@@ -6,9 +6,11 @@ import (
 	"context"
 	"database/sql"
 	"embed"
+	"errors"
 	"fmt"
 	"log/slog"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	_ "github.com/jackc/pgx/v5/stdlib" // registers the driver "pgx" for database/sql, which goose works on
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
@@ -37,6 +39,10 @@ func Up(ctx context.Context, ownerURL string, log *slog.Logger) (applied int, er
 	}
 	results, err := provider.Up(ctx)
 	if err != nil {
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) && pg.Hint != "" { // the fix, which the driver leaves out of its text
+			err = fmt.Errorf("%w: %s", err, pg.Hint)
+		}
 		return len(results), fmt.Errorf("migrating: %w", err)
 	}
 	return len(results), nil
