@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// posts are the routes that read a body, each with a good one and the name of a required whole number, string or object.
+// posts are the routes that read a body, each with a good one.
 var posts = []struct {
 	path, good                  string
 	number, text                string // a field of that type, if the route has one

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -65,7 +66,7 @@ func TestEveryErrorHasItsAnswer(t *testing.T) {
 			assert.NotContains(t, w.Body.String(), "10.0.0.7")
 			if tt.status == 503 {
 				assert.Equal(t, tt.retryable, w.Header().Get("Retry-After") != "")
-				assert.Equal(t, tt.code != "outcome_unknown", assert.ObjectsAreEqual(true, containsNothingWritten(p.Detail)))
+				assert.Equal(t, tt.code != "outcome_unknown", strings.HasSuffix(p.Detail, "Nothing was written."))
 			}
 			switch tt.code {
 			case "invalid":
@@ -79,11 +80,6 @@ func TestEveryErrorHasItsAnswer(t *testing.T) {
 			}
 		})
 	}
-}
-
-func containsNothingWritten(detail string) bool {
-	const promise = "Nothing was written."
-	return len(detail) >= len(promise) && detail[len(detail)-len(promise):] == promise
 }
 
 func TestUnknownPathsAndMethods(t *testing.T) {
