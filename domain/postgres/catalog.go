@@ -33,12 +33,20 @@ func (s *Store) Items(ctx context.Context) ([]domain.ItemView, error) {
 
 // Item finds one item.
 func (s *Store) Item(ctx context.Context, sku string) (domain.ItemView, error) {
-	return one(ctx, s, scanItem, "item "+sku, `SELECT `+itemColumns+itemTables+` WHERE i.resource = $1`, domain.ItemKey(sku))
+	return itemView(ctx, s.pool, sku)
+}
+
+func itemView(ctx context.Context, q querier, sku string) (domain.ItemView, error) {
+	return one(ctx, q, scanItem, "item "+sku, `SELECT `+itemColumns+itemTables+` WHERE i.resource = $1`, domain.ItemKey(sku))
 }
 
 // Coupon finds one coupon.
 func (s *Store) Coupon(ctx context.Context, code string) (domain.CouponView, error) {
-	return one(ctx, s, scanCoupon, "coupon "+code, `
+	return couponView(ctx, s.pool, code)
+}
+
+func couponView(ctx context.Context, q querier, code string) (domain.CouponView, error) {
+	return one(ctx, q, scanCoupon, "coupon "+code, `
 		SELECT c.code, c.max_redemptions, c.per_customer_limit, c.valid_from, c.valid_until, c.redeemed,
 		       a.strategy, f.fencing, f.epoch, f.token
 		  FROM coupons c JOIN fences f USING (resource) JOIN authorities a USING (scope)
@@ -119,49 +127,56 @@ func redemption(ctx context.Context, q querier, id string) (domain.Redemption, e
 }
 
 // CreateItem makes the item, its fence and its first ledger entry.
-func (s *Store) CreateItem(ctx context.Context, item domain.Item, lock domain.LockSpec) (domain.ItemView, error) {
+func (s *Store) CreateItem(ctx context.Context, item domain.Item, lock domain.LockSpec) (view domain.ItemView, err error) {
 	key := domain.ItemKey(item.SKU)
-	err := s.create(ctx, key, lock, func(batch *pgx.Batch) {
+	err = s.create(ctx, key, lock, item.OnHand, func(batch *pgx.Batch) {
 		batch.Queue(`INSERT INTO items (resource, name, on_hand, reserved, sold) VALUES ($1, $2, $3, 0, 0)`, key, item.Name, item.OnHand)
-	}, item.OnHand)
-	if err != nil {
-		return domain.ItemView{}, err
-	}
-	return s.Item(ctx, item.SKU)
+	}, func(q querier) (err error) {
+		view, err = itemView(ctx, q, item.SKU)
+		return err
+	})
+	return view, err
 }
 
 // CreateCoupon makes the coupon, its fence and its first ledger entry.
-func (s *Store) CreateCoupon(ctx context.Context, c domain.Coupon, lock domain.LockSpec) (domain.CouponView, error) {
+func (s *Store) CreateCoupon(ctx context.Context, c domain.Coupon, lock domain.LockSpec) (view domain.CouponView, err error) {
 	key := domain.CouponKey(c.Code)
-	err := s.create(ctx, key, lock, func(batch *pgx.Batch) {
+	err = s.create(ctx, key, lock, 0, func(batch *pgx.Batch) {
 		batch.Queue(`
 			INSERT INTO coupons (resource, max_redemptions, per_customer_limit, valid_from, valid_until, redeemed)
 			VALUES ($1, $2, NULLIF($3::bigint, 0), $4, $5, 0)`,
 			key, c.MaxRedemptions, c.PerCustomerLimit, nullTime(c.ValidFrom), nullTime(c.ValidUntil))
-	}, 0)
-	if err != nil {
-		return domain.CouponView{}, err
-	}
-	return s.Coupon(ctx, c.Code)
+	}, func(q querier) (err error) {
+		view, err = couponView(ctx, q, c.Code)
+		return err
+	})
+	return view, err
 }
 
-// create needs no lock: nobody can hold one for what does not exist, and the fence's primary key lets one creator win.
-func (s *Store) create(ctx context.Context, key domain.Key, lock domain.LockSpec, insert func(*pgx.Batch), stock int64) error {
-	grant := newUUID()
-	batch := &pgx.Batch{} // without BEGIN, a batch is one transaction
-	batch.Queue(`SELECT create_fence($1, $2, NULLIF($3, ''), $4, $5)`, key, lock.Fencing, lock.Strategy, lock.Fingerprint, grant)
-	insert(batch)
-	// The ledger's stamp is the fence's, also where fencing is off and PostgreSQL would not put it there.
-	batch.Queue(`
-		INSERT INTO ledger (resource, entry, kind, on_hand_delta, strategy, epoch, token, grant_id)
-		SELECT resource, $2, 'create', $3, strategy, epoch, token, grant_id FROM fences WHERE resource = $1`,
-		key, newUUID(), stock)
-	err := s.pool.SendBatch(ctx, batch).Close()
-	if sqlState(err) == stateUnique {
-		return fmt.Errorf("%s: %w", key, domain.ErrAlreadyExists)
-	}
+// create needs no lock: nobody can hold one for what does not exist, and the fence's primary key lets one creator win. What
+// was made is read back before the COMMIT, so that nothing can fail after it.
+func (s *Store) create(ctx context.Context, key domain.Key, lock domain.LockSpec, stock int64,
+	insert func(*pgx.Batch), readBack func(querier) error,
+) error {
+	_, err := s.Transact(ctx, nil, endTimeout, func(ctx context.Context, work domain.Tx) error {
+		batch := &pgx.Batch{}
+		batch.Queue(`SELECT create_fence($1, $2, NULLIF($3, ''), $4, $5)`, key, lock.Fencing, lock.Strategy, lock.Fingerprint, newUUID())
+		insert(batch)
+		// The ledger's stamp is the fence's, also where fencing is off and PostgreSQL would not put it there.
+		batch.Queue(`
+			INSERT INTO ledger (resource, entry, kind, on_hand_delta, strategy, epoch, token, grant_id)
+			SELECT resource, $2, 'create', $3, strategy, epoch, token, grant_id FROM fences WHERE resource = $1`,
+			key, newUUID(), stock)
+		conn := work.(*tx).conn
+		if err := conn.SendBatch(ctx, batch).Close(); sqlState(err) == stateUnique {
+			return fmt.Errorf("%s: %w", key, domain.ErrAlreadyExists)
+		} else if err != nil {
+			return domainError(ctx, err)
+		}
+		return readBack(conn)
+	})
 	if err != nil {
-		return fmt.Errorf("creating %s: %w", key, domainError(ctx, err))
+		return fmt.Errorf("creating %s: %w", key, err)
 	}
 	return nil
 }

@@ -48,7 +48,7 @@ var sessionLimits = map[string]string{
 const cancelGrace = 2 * time.Second
 
 // Open connects, and refuses a server that could lose or admit what the fence promises: weakened durability, a role that
-// owns the tables, a schema that is not there.
+// owns the tables or may build beside them, a schema that is not there.
 func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
@@ -97,12 +97,13 @@ func (s *Store) check(ctx context.Context) error {
 		return err
 	}
 	var fsync, fullPageWrites, synchronousCommit string
-	var migrated, owner bool
+	var migrated, owner, creator bool
 	err := s.health.QueryRow(ctx, `
 		SELECT current_setting('fsync'), current_setting('full_page_writes'), current_setting('synchronous_commit'),
 		       to_regclass('public.ledger') IS NOT NULL,
-		       COALESCE((SELECT pg_has_role(relowner, 'MEMBER') FROM pg_class WHERE oid = to_regclass('public.fences')), false)`).
-		Scan(&fsync, &fullPageWrites, &synchronousCommit, &migrated, &owner)
+		       COALESCE((SELECT pg_has_role(relowner, 'MEMBER') FROM pg_class WHERE oid = to_regclass('public.fences')), false),
+		       has_schema_privilege('public', 'CREATE')`).
+		Scan(&fsync, &fullPageWrites, &synchronousCommit, &migrated, &owner, &creator)
 	switch {
 	case err != nil:
 		return fmt.Errorf("checking the server: %w", plain(err))
@@ -113,6 +114,8 @@ func (s *Store) check(ctx context.Context) error {
 		return errors.New("the database has no Fencepost schema yet: run 'fencepost migrate' with FENCEPOST_OWNER_URL set")
 	case owner:
 		return errors.New("the role in FENCEPOST_DATABASE_URL owns the tables and could switch the fence off: connect as fencepost_service")
+	case creator: // as its owner it could drop the tables, and anybody could slip a function between those of the fence
+		return errors.New("the role in FENCEPOST_DATABASE_URL may create objects in the schema public and could get round the fence: REVOKE CREATE ON SCHEMA public")
 	}
 	return nil
 }
@@ -129,6 +132,12 @@ const maxTries = 5
 // The receipt has the grants with the tokens that row locks drew.
 func (s *Store) Transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration,
 	fn func(context.Context, domain.Tx) error,
+) (domain.Receipt, error) {
+	return s.transact(ctx, grants, lockWait, func(ctx context.Context, t *tx) error { return fn(ctx, t) })
+}
+
+func (s *Store) transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration,
+	fn func(context.Context, *tx) error,
 ) (receipt domain.Receipt, err error) {
 	began := time.Now()
 	for try := 1; ; try++ {
@@ -142,7 +151,7 @@ func (s *Store) Transact(ctx context.Context, grants []domain.Grant, lockWait ti
 }
 
 func (s *Store) transactOnce(ctx context.Context, grants []domain.Grant, lockWait time.Duration,
-	fn func(context.Context, domain.Tx) error,
+	fn func(context.Context, *tx) error,
 ) (receipt domain.Receipt, err error) {
 	conn, err := s.acquire(ctx, lockWait)
 	if err != nil {
@@ -242,8 +251,8 @@ func scanAuthority(row pgx.CollectableRow) (a domain.Authority, err error) {
 }
 
 // one returns the only row of a query; domain.ErrNotFound if there is none.
-func one[T any](ctx context.Context, s *Store, scan pgx.RowToFunc[T], what, sql string, args ...any) (T, error) {
-	rows, _ := s.pool.Query(ctx, sql, args...) // CollectOneRow returns the query's error
+func one[T any](ctx context.Context, q querier, scan pgx.RowToFunc[T], what, sql string, args ...any) (T, error) {
+	rows, _ := q.Query(ctx, sql, args...) // CollectOneRow returns the query's error
 	v, err := pgx.CollectOneRow(rows, scan)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return v, fmt.Errorf("%s: %w", what, domain.ErrNotFound)
@@ -256,25 +265,25 @@ func one[T any](ctx context.Context, s *Store, scan pgx.RowToFunc[T], what, sql 
 
 // Authority is the one in charge of the resource; domain.ErrNotFound if there is no such resource.
 func (s *Store) Authority(ctx context.Context, key domain.Key) (domain.Authority, error) {
-	return one(ctx, s, scanAuthority, string(key),
+	return one(ctx, s.pool, scanAuthority, string(key),
 		`SELECT `+authorityColumns+` FROM authorities WHERE scope = (SELECT scope FROM fences WHERE resource = $1)`, key)
 }
 
 // AuthorityOf is the one in charge of the scope.
 func (s *Store) AuthorityOf(ctx context.Context, scope domain.Scope) (domain.Authority, error) {
-	return one(ctx, s, scanAuthority, "the authority of "+string(scope),
+	return one(ctx, s.pool, scanAuthority, "the authority of "+string(scope),
 		`SELECT `+authorityColumns+` FROM authorities WHERE scope = $1`, scope)
 }
 
 // ClaimAuthority puts the strategy in charge of the scope, with a new epoch unless it already is.
 func (s *Store) ClaimAuthority(ctx context.Context, scope domain.Scope, strategy, fingerprint string) (domain.Authority, error) {
-	return one(ctx, s, scanAuthority, "the authority of "+string(scope),
+	return one(ctx, s.pool, scanAuthority, "the authority of "+string(scope),
 		`SELECT `+authorityColumns+` FROM claim_authority($1, $2, $3)`, scope, strategy, fingerprint)
 }
 
 // RaiseEpoch begins a new reign of the same authority, unless the epoch is not from any more.
 func (s *Store) RaiseEpoch(ctx context.Context, scope domain.Scope, from int64) (domain.Authority, error) {
-	return one(ctx, s, scanAuthority, "the authority of "+string(scope),
+	return one(ctx, s.pool, scanAuthority, "the authority of "+string(scope),
 		`SELECT `+authorityColumns+` FROM raise_epoch($1, $2)`, scope, from)
 }
 
