@@ -18,7 +18,7 @@ import (
 )
 
 type loadCmd struct {
-	Instances []string      `placeholder:"URL,..." help:"Base URLs of the instances to race over. By default --url is asked for them."`
+	Instances []string      `placeholder:"URL" help:"Base URLs of the instances to race over. By default --url is asked for them."`
 	URL       string        `name:"url" default:"http://127.0.0.1:8080" placeholder:"URL" help:"One instance; it tells where the others are if it asks for no keys (${default})."`
 	APIKey    string        `name:"api-key" env:"FENCEPOST_API_KEY" placeholder:"KEY" help:"An admin's key, if the service asks for keys. The environment is the better place: other users see the flags of a process."`
 	Strategy  string        `placeholder:"NAME" help:"The lock. By default the one that the service is configured with."`

@@ -54,6 +54,7 @@ func labCommand(t *testing.T, args ...string) *labProcess {
 	}
 	lab.Env = append(lab.Env, asLab+"=1", "TMPDIR="+folder)
 	lab.Stderr = &lab.stderr
+	lab.WaitDelay = 10 * time.Second // a process that is left over would hold the pipe open for ever
 	return lab
 }
 

@@ -170,7 +170,6 @@ func (l *Lab) initdb(ctx context.Context, bin, dir, data, password string) error
 	cmd.Stdout, cmd.Stderr = &output, &output
 	cmd.WaitDelay = time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: l.credential}
-	endWithParent(cmd.SysProcAttr, syscall.SIGKILL)
 	err := l.Start(cmd)
 	if err == nil {
 		err = cmd.Wait()

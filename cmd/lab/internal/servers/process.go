@@ -110,7 +110,6 @@ func (p *Process) run() (<-chan struct{}, error) {
 	if p.command.unprivileged {
 		cmd.SysProcAttr.Credential = p.lab.credential
 	}
-	endWithParent(cmd.SysProcAttr, p.command.end)
 	output := p.command.Output
 	if output == nil {
 		file, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)

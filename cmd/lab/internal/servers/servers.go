@@ -19,7 +19,6 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -91,7 +90,6 @@ type Lab struct {
 	options    Options
 	credential *syscall.Credential
 	janitor    *janitor
-	forks      chan func()
 	failed     chan error
 	waiters    sync.WaitGroup
 	close      func() error
@@ -111,7 +109,6 @@ func Start(ctx context.Context, options Options) (lab *Lab, err error) {
 	l := &Lab{
 		options:    options,
 		credential: credential,
-		forks:      make(chan func()),
 		failed:     make(chan error, 1),
 		ports:      make(map[int]bool),
 	}
@@ -119,7 +116,6 @@ func Start(ctx context.Context, options Options) (lab *Lab, err error) {
 	if l.janitor, err = startJanitor(); err != nil {
 		return nil, err
 	}
-	go l.fork()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.Close())
@@ -180,7 +176,6 @@ func (l *Lab) tidy() error {
 	}
 	err := l.janitor.finish()
 	l.waiters.Wait()
-	close(l.forks)
 	return err
 }
 
@@ -235,15 +230,30 @@ func (l *Lab) Start(cmd *exec.Cmd) error {
 	return l.start(cmd, syscall.SIGKILL)
 }
 
+// gate is a shell's script that becomes the command once the janitor knows of it. If the laboratory is killed before
+// that, the gate's pipe closes and the command never runs.
+const gate = `read -r go <&3 && exec 3<&- && exec "$@"`
+
 func (l *Lab) start(cmd *exec.Cmd, end syscall.Signal) error {
+	if cmd.Err != nil { // the program was not found
+		return cmd.Err
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closing {
 		return errors.New("the laboratory is closing")
 	}
-	started := make(chan error)
-	l.forks <- func() { started <- cmd.Start() }
-	if err := <-started; err != nil {
+	waiting, open, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer open.Close()
+	cmd.Args = append([]string{"sh", "-c", gate, "sh", cmd.Path}, cmd.Args[1:]...)
+	cmd.Path = "/bin/sh"
+	cmd.ExtraFiles = []*os.File{waiting}
+	err = cmd.Start()
+	waiting.Close()
+	if err != nil {
 		return err
 	}
 	// Nobody has waited for the process yet, so its number cannot belong to another one.
@@ -251,20 +261,13 @@ func (l *Lab) start(cmd *exec.Cmd, end syscall.Signal) error {
 	if err == nil {
 		err = l.janitor.record(record{PID: cmd.Process.Pid, Started: table[cmd.Process.Pid].started, Signal: end})
 	}
+	if err == nil {
+		_, err = fmt.Fprintln(open, "go")
+	}
 	if err != nil {
 		return errors.Join(err, cmd.Process.Kill(), cmd.Wait())
 	}
 	return nil
-}
-
-// fork starts processes on one thread that lasts as long as the laboratory. Linux sends a parent-death signal when
-// the thread ends that started the process, and Go ends threads as it likes.
-func (l *Lab) fork() {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	for f := range l.forks {
-		f()
-	}
 }
 
 // fail reports the first failure; what follows is its consequence.

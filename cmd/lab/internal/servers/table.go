@@ -23,19 +23,25 @@ type entry struct {
 // processTable lists every process of the machine: from /proc where there is one, else from ps, because a slim
 // container has no ps and macOS has no /proc.
 func processTable() (map[int]entry, error) {
-	stats, err := filepath.Glob("/proc/[0-9]*/stat")
-	if err != nil || len(stats) == 0 {
+	if !exists("/proc/self/stat") {
 		return tableFromPS()
 	}
-	table := make(map[int]entry, len(stats))
-	for _, name := range stats {
-		data, err := os.ReadFile(name)
+	folders, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	table := make(map[int]entry, len(folders))
+	for _, folder := range folders {
+		pid, err := strconv.Atoi(folder.Name())
+		if err != nil {
+			continue // not a process
+		}
+		data, err := os.ReadFile(filepath.Join("/proc", folder.Name(), "stat"))
 		if err != nil {
 			continue // it ended while we were reading
 		}
 		// The second field is the command's name in brackets, and may itself hold blanks and brackets.
 		end := bytes.LastIndexByte(data, ')')
-		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(name)))
 		fields := strings.Fields(string(data[end+1:]))
 		if len(fields) < 20 {
 			continue
