@@ -145,7 +145,8 @@ func (g *Guard) release(ctx context.Context, lease *Lease) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
 	defer cancel()
 	if err := lease.Release(ctx); err != nil && !errors.Is(err, domain.ErrLockLost) {
-		g.log.Warn("a lock could not be given back; others wait until its term ends", "error", err)
+		g.log.Warn("a lock could not be given back yet", "error", err)
+		Abandon(lease.Term, lease.Release)
 	}
 }
 

@@ -26,6 +26,8 @@ type Lease struct {
 	// Until is when this process must stop believing in the lease: local monotonic time, counted from before the request
 	// left, less a margin for clocks that run at different speeds.
 	Until time.Time
+	// Term is how long the lock server keeps the lock of a holder that it does not hear of.
+	Term time.Duration
 	// Extend asks for another term and returns its Until. It must never create what is not there any more: an answer of
 	// domain.ErrLockLost is final.
 	Extend func(ctx context.Context) (until time.Time, err error)
@@ -42,10 +44,9 @@ const renewalsPerTerm = 3
 // has passed, the lock server says so, or the driver does. It returns when ctx ends or the lease is lost.
 func (l *Lease) keep(ctx context.Context, lose context.CancelCauseFunc) {
 	until := l.Until
-	interval := time.Until(until) / renewalsPerTerm
 	deadline := time.NewTimer(time.Until(until))
 	defer deadline.Stop()
-	renew := time.NewTicker(max(interval, time.Millisecond))
+	renew := time.NewTicker(max(l.Term/renewalsPerTerm, time.Millisecond))
 	defer renew.Stop()
 	for {
 		select {
@@ -71,4 +72,27 @@ func (l *Lease) keep(ctx context.Context, lose context.CancelCauseFunc) {
 			} // anything else may pass; the deadline decides
 		}
 	}
+}
+
+// The pause between two tries to give a lock back to a server that does not answer.
+const abandonPause = 100 * time.Millisecond
+
+// Abandon gives back, in the background, what may still be held at a server that did not answer, so that others need not
+// wait for the end of the term once the server is there again. It stops when the term is over, because then the server has
+// done it. It does not run on the caller's context, which is over in most of these cases.
+func Abandon(term time.Duration, release func(context.Context) error) {
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), term)
+		defer cancel()
+		for {
+			if err := release(ctx); err == nil || errors.Is(err, domain.ErrLockLost) {
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(abandonPause):
+			}
+		}
+	}()
 }

@@ -10,7 +10,6 @@ package redislock
 import (
 	"context"
 	_ "embed"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -120,10 +119,11 @@ func (l *Locker) Acquire(ctx context.Context, key domain.Key, id domain.GrantID)
 
 // try asks once. Without a lease and an error, remaining is the rest of the present holder's term.
 func (l *Locker) try(ctx context.Context, key domain.Key, value string) (lease *locking.Lease, remaining time.Duration, err error) {
+	giveBack := func(ctx context.Context) error { return l.release(ctx, key, value) }
 	sent := time.Now()
 	reply, err := acquireScript.Run(ctx, l.client, []string{lockKey(key), tokenKey(key)}, value, l.ttl.Milliseconds()).Slice()
 	if err != nil {
-		go l.abandon(key, value) // the lock may be taken: the reply was lost, or came too late
+		locking.Abandon(l.ttl, giveBack) // the lock may be taken: the reply was lost, or came too late
 		return nil, 0, l.unavailable(ctx, err)
 	}
 	won, text, err := parseReply(reply)
@@ -140,14 +140,15 @@ func (l *Locker) try(ctx context.Context, key domain.Key, value string) (lease *
 	}
 	until := sent.Add(l.ttl - drift(l.ttl))
 	if time.Until(until) < l.ttl/4 {
-		go l.abandon(key, value)
+		locking.Abandon(l.ttl, giveBack)
 		return nil, 0, fmt.Errorf("%w: redis took %s to answer, too long for a term of %s", domain.ErrLockLost, time.Since(sent), l.ttl)
 	}
 	return &locking.Lease{
 		Token:   domain.Token(number),
 		Until:   until,
+		Term:    l.ttl,
 		Extend:  func(ctx context.Context) (time.Time, error) { return l.extend(ctx, key, value) },
-		Release: func(ctx context.Context) error { return l.release(ctx, key, value) },
+		Release: giveBack,
 	}, 0, nil
 }
 
@@ -183,23 +184,6 @@ func (l *Locker) release(ctx context.Context, key domain.Key, value string) erro
 		return fmt.Errorf("%w: %s is not this grant's any more", domain.ErrLockLost, lockKey(key))
 	}
 	return nil
-}
-
-// abandon gives back what a failed acquire may have taken. Not on the caller's context, which is over in most of these
-// cases. It gives up when the term ends, because then the server has done it.
-func (l *Locker) abandon(key domain.Key, value string) {
-	ctx, cancel := context.WithTimeout(context.Background(), l.ttl)
-	defer cancel()
-	for {
-		if err := l.release(ctx, key, value); err == nil || errors.Is(err, domain.ErrLockLost) {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
 }
 
 // Break takes the lock away from whoever has it, as an operator would, and returns whether anybody had. The counter stays.
