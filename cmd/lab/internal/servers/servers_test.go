@@ -56,6 +56,7 @@ func exec(t *testing.T, lab *servers.Lab, statement string) error {
 }
 
 func TestPostgresComesBackWithItsData(t *testing.T) {
+	t.Parallel()
 	lab := start(t, servers.Options{})
 	postgres := lab.Server(servers.Postgres)
 	require.NoError(t, exec(t, lab, `CREATE TABLE kept (id int)`))
@@ -84,8 +85,10 @@ func TestPostgresComesBackWithItsData(t *testing.T) {
 }
 
 func TestRedisForgetsUnlessToldOtherwise(t *testing.T) {
+	t.Parallel()
 	for name, appendOnly := range map[string]bool{"forgets": false, "remembers": true} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			lab := start(t, servers.Options{RedisAppendOnly: appendOnly})
 			options, err := redis.ParseURL(get(t, lab, "FENCEPOST_REDIS_URL"))
 			require.NoError(t, err)
@@ -103,6 +106,7 @@ func TestRedisForgetsUnlessToldOtherwise(t *testing.T) {
 }
 
 func TestZooKeeperComesBack(t *testing.T) {
+	t.Parallel()
 	lab := start(t, servers.Options{})
 	zookeeper := lab.Server(servers.ZooKeeper)
 	require.NoError(t, zookeeper.Stop(t.Context()))
@@ -111,6 +115,7 @@ func TestZooKeeperComesBack(t *testing.T) {
 }
 
 func TestAnUnexpectedEndIsAFailure(t *testing.T) {
+	t.Parallel()
 	lab := start(t, servers.Options{})
 	require.NoError(t, syscall.Kill(lab.Server("redis-3").PID(), syscall.SIGKILL))
 	require.ErrorContains(t, <-lab.Failed(), "redis-3 ended by itself (signal: killed)")
@@ -141,6 +146,7 @@ zookeeper  -        -        unavailable: run `+"`make deps`"+`
 }
 
 func TestACommandThatDoesNotBecomeReadyShowsItsLog(t *testing.T) {
+	t.Parallel()
 	lab := start(t, servers.Options{})
 	_, err := lab.Launch(t.Context(), servers.Command{
 		Name: "hopeless", Path: "/bin/sh", Args: []string{"-c", "echo it is no use; exit 3"},
