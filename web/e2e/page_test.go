@@ -102,7 +102,7 @@ func TestStrategiesThatCannotBeChosen(t *testing.T) {
 	if !evaluate[bool](p, `document.querySelector('input[value=off]').checked && document.querySelector('input[value=enforced]').disabled`) {
 		t.Error("a strategy without tokens can be combined with an enforced fence")
 	}
-	if got := p.text("#fencing-hint"); !strings.HasPrefix(got, "none issues no fencing tokens") {
+	if got := p.text("#fencing-hint"); !strings.HasPrefix(got, "The lock “none” issues no fencing tokens") {
 		t.Errorf("the reason for the forced choice is %q", got)
 	}
 	p.do(chromedp.Click(chromedp.CSS("#strategy-postgres")))

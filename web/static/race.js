@@ -235,7 +235,7 @@ export function troubles(buyers) {
  */
 export function fencingFor(strategy, wanted) {
   if (strategy && !strategy.fences) {
-    return { fencing: 'off', forced: true, hint: `${strategy.name} issues no fencing tokens, so PostgreSQL would have nothing to check: the fence must be off.` };
+    return { fencing: 'off', forced: true, hint: `The lock “${strategy.name}” issues no fencing tokens, so PostgreSQL would have nothing to check: the fence must be off.` };
   }
   return wanted === 'off'
     ? { fencing: 'off', forced: false, hint: 'PostgreSQL takes every write. Only the lock stands between the buyers.' }

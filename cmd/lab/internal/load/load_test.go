@@ -231,6 +231,24 @@ func TestTheTimeIsBounded(t *testing.T) {
 	assert.EqualValues(t, r.Outcomes["created"], r.Held, "attempts on their way were waited for")
 }
 
+func TestADeadInstanceLeavesTheOthersTheirAttempts(t *testing.T) {
+	t.Parallel()
+	s := &shop{locked: true, fencing: "enforced", think: time.Millisecond}
+	o := open(t, s, 1)
+	o.Limit, o.Requests, o.Buyers = 300, 300, 10
+	dying := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/healthz" {
+			panic(http.ErrAbortHandler)
+		}
+	}))
+	defer dying.Close()
+	o.Instances = append(o.Instances, dying.URL)
+	r, err := load.Run(t.Context(), o)
+	require.NoError(t, err)
+	assert.Greater(t, r.Outcomes["created"], 200)
+	assert.Equal(t, map[string]int{"no_answer": r.Outcomes["no_answer"]}, r.Instances[1].Outcomes)
+}
+
 func TestAnInterruptStillHasAVerdict(t *testing.T) {
 	t.Parallel()
 	s := &shop{locked: true, fencing: "enforced", think: 5 * time.Millisecond}
