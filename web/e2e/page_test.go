@@ -129,6 +129,22 @@ func TestFailuresAreCountedAndNotRetried(t *testing.T) {
 	p.clean(s)
 }
 
+// The verdict is the database's count, also where the buyers know less.
+func TestAnswersThatAreLost(t *testing.T) {
+	s := start(t, &service{loseEvery: 10}, 2)
+	p := open(t)
+	p.visit(s.urls()[0] + "/?stock=50&buyers=50")
+	p.race()
+	if got, want := p.text("#verdict"), "Sold 50 of 50. Oversold 0. Counter, ledger and reservations agree. "+
+		"5 units more than buyers were told: answers were lost on the way."; got != want {
+		t.Errorf("verdict %q, want %q", got, want)
+	}
+	if got, want := p.text("#legend"), "waiting 0 sold 45 refused 0 failed 5"; got != want {
+		t.Errorf("legend %q, want %q", got, want)
+	}
+	p.clean(s)
+}
+
 func TestAnInstanceThatIsDown(t *testing.T) {
 	s := start(t, &service{}, 3)
 	p := open(t)
@@ -271,7 +287,7 @@ func TestLogic(t *testing.T) {
 		`r.fencingFor({name: 'x', fences: true}, 'off').fencing`:            `"off"`,
 		// Answers and count that differ are told, whichever way.
 		`r.reasons({...r.idle, buyers: bought(3), audit: {sold: 0, held: 2, limit: 5, oversold: 0, drift: 0, refused: 0, ok: true}})`: `"Counter, ledger and reservations agree. 3 buyers were told yes, but the database knows of 2 only."`,
-		`r.reasons({...r.idle, buyers: bought(1), audit: {sold: 0, held: 2, limit: 5, oversold: 0, drift: 0, refused: 1, ok: true}})`: `"Counter, ledger and reservations agree. The fence turned away 1 stale write. 1 of the failed requests had bought all the same: their answer was lost on the way."`,
+		`r.reasons({...r.idle, buyers: bought(1), audit: {sold: 0, held: 2, limit: 5, oversold: 0, drift: 0, refused: 1, ok: true}})`: `"Counter, ledger and reservations agree. The fence turned away 1 stale write. 1 unit more than buyers were told: answers were lost on the way."`,
 		// The reducer leaves the state that it was given alone.
 		`(() => { const before = r.reduce(r.idle, {type: 'start', buyers: r.deal(1, ['a']), at: 0});
 			const after = r.reduce(before, {type: 'answer', buyer: 0, at: 500, answer: {status: 201, code: 'created', ms: 4}});

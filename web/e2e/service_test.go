@@ -21,6 +21,7 @@ type service struct {
 	latency   time.Duration // before every reservation
 	key       string        // the only valid API key; empty: none is needed, and the instances are named
 	failEvery int           // answers every so-manieth reservation 503, with nothing written
+	loseEvery int           // breaks the connection in the middle of the answer to every so-manieth sale
 
 	instances []*httptest.Server
 
@@ -120,6 +121,13 @@ func (s *service) handler(page http.Handler, self string) http.Handler {
 		default:
 			s.sold++
 			s.buyers[in.CustomerID] = self
+			if s.loseEvery > 0 && s.sold%s.loseEvery == 0 {
+				w.Header().Set("Content-Length", "1000")
+				w.WriteHeader(http.StatusCreated)
+				// Without a byte of the answer Chromium sends the request again by itself.
+				_ = http.NewResponseController(w).Flush()
+				panic(http.ErrAbortHandler)
+			}
 			answer(w, http.StatusCreated, map[string]any{"id": "rsv_1", "state": "held"})
 		}
 	})

@@ -19,7 +19,9 @@ export class Trouble extends Error {
 const patienceMs = 30_000;
 
 /**
- * Sends one request, once.
+ * Sends one request and does not repeat it. The browser may: when a kept connection breaks before the first byte of the
+ * answer, it sends even a POST again. What is sold that way is in the database's count, which is why the verdict is taken
+ * from there.
  * @param {string} method
  * @param {string} url
  * @param {string} key   API key; empty: none is sent

@@ -205,7 +205,7 @@ export function reasons(race) {
   if (row.ok) say.push('Counter, ledger and reservations agree.');
   if (row.refused > 0) say.push(`The fence turned away ${row.refused} stale ${row.refused === 1 ? 'write' : 'writes'}.`);
   if (told > given) say.push(`${told} buyers were told yes, but the database knows of ${given} only.`);
-  if (told < given) say.push(`${given - told} of the failed requests had bought all the same: their answer was lost on the way.`);
+  if (told < given) say.push(`${units(given - told)} more than buyers were told: answers were lost on the way.`);
   return say.join(' ');
 }
 
