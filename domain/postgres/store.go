@@ -284,7 +284,7 @@ func (s *Store) ClaimAuthority(ctx context.Context, scope domain.Scope, strategy
 // RaiseEpoch begins a new reign of the same authority, unless the epoch is not from any more.
 func (s *Store) RaiseEpoch(ctx context.Context, scope domain.Scope, from int64) (domain.Authority, error) {
 	return one(ctx, s.pool, scanAuthority, "the authority of "+string(scope),
-		`SELECT `+authorityColumns+` FROM raise_epoch($1, $2)`, scope, from)
+		`SELECT `+authorityColumns+` FROM raise_epoch($1, $2) WHERE scope IS NOT NULL`, scope, from)
 }
 
 // Reigns lists the authorities of the two shared scopes, and counts, per strategy, the resources that have one of their own.

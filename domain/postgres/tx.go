@@ -295,9 +295,9 @@ func queueReservation(batch *pgx.Batch, r domain.Reservation, stored bool) {
 			continue
 		}
 		batch.Queue(`
-			INSERT INTO reservation_lines (resource, reservation, quantity, state, customer_id, created_by, created_at, expires_at)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
-			domain.ItemKey(line.SKU), idOf(r.ID), line.Quantity, r.State, r.CustomerID, r.CreatedBy, r.CreatedAt, r.ExpiresAt)
+			INSERT INTO reservation_lines (resource, reservation, quantity, state, customer_id, created_by, created_at, expires_at, settled_at)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
+			domain.ItemKey(line.SKU), idOf(r.ID), line.Quantity, r.State, r.CustomerID, r.CreatedBy, r.CreatedAt, r.ExpiresAt, nullTime(r.SettledAt))
 	}
 }
 
@@ -310,9 +310,9 @@ func queueRedemption(batch *pgx.Batch, r domain.Redemption, stored bool) {
 		return
 	}
 	batch.Queue(`
-		INSERT INTO redemptions (resource, redemption, customer_id, reservation, state, created_by, created_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7)`,
-		domain.CouponKey(r.Code), idOf(r.ID), r.CustomerID, idOf(r.ReservationID), r.State, r.CreatedBy, r.CreatedAt)
+		INSERT INTO redemptions (resource, redemption, customer_id, reservation, state, created_by, created_at, settled_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
+		domain.CouponKey(r.Code), idOf(r.ID), r.CustomerID, idOf(r.ReservationID), r.State, r.CreatedBy, r.CreatedAt, nullTime(r.SettledAt))
 }
 
 func queueLedger(batch *pgx.Batch, row ledgerRow, g domain.Grant) {

@@ -1,0 +1,202 @@
+package postgres_test
+
+import (
+	"context"
+	"encoding/binary"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"fencepost/domain"
+	"fencepost/domain/postgres"
+)
+
+// Where a proxy cuts the connection.
+const (
+	nowhere      int32 = iota
+	onlyLook           // it does not: the COMMIT is only seen
+	beforeCommit       // COMMIT does not reach the server
+	afterCommit        // the server has committed, and its answer does not reach the client
+	forGood            // as afterCommit, and the server cannot be reached any more
+)
+
+// proxy stands between a store and PostgreSQL. It knows just enough of the protocol to see a COMMIT pass.
+type proxy struct {
+	listener net.Listener
+	server   string
+	cut      atomic.Int32 // at the next COMMIT, once
+	seen     func()       // called when the COMMIT has arrived that cut was set for; set it before cut
+}
+
+// throughProxy opens a store whose connections pass a proxy.
+func throughProxy(t *testing.T, w *world) (*proxy, *postgres.Store) {
+	t.Helper()
+	u, err := url.Parse(w.db.ServiceURL)
+	require.NoError(t, err)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	p := &proxy{listener: listener, server: u.Host}
+	var group sync.WaitGroup
+	group.Go(func() { p.accept(&group) })
+	t.Cleanup(func() {
+		_ = listener.Close()
+		group.Wait()
+	})
+	u.Host = listener.Addr().String()
+	store, err := postgres.Open(t.Context(), u.String(), postgres.Options{MaxConns: 1, Log: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	t.Cleanup(store.Close)
+	return p, store
+}
+
+func (p *proxy) accept(group *sync.WaitGroup) {
+	for {
+		client, err := p.listener.Accept()
+		if err != nil {
+			return
+		}
+		server, err := net.Dial("tcp", p.server)
+		if err != nil {
+			_ = client.Close()
+			continue
+		}
+		var answerIsLost atomic.Bool
+		hangUp := func() { _ = client.Close(); _ = server.Close() }
+		group.Go(func() {
+			defer hangUp()
+			p.requests(server, client, &answerIsLost)
+		})
+		group.Go(func() {
+			defer hangUp()
+			answers(client, server, &answerIsLost)
+		})
+	}
+}
+
+// requests passes on what the client sends, message by message.
+func (p *proxy) requests(server io.Writer, client io.Reader, answerIsLost *atomic.Bool) {
+	header := 4 // the first message has no type, only a length
+	for {
+		head := make([]byte, header)
+		if _, err := io.ReadFull(client, head); err != nil {
+			return
+		}
+		body := make([]byte, binary.BigEndian.Uint32(head[header-4:])-4)
+		if _, err := io.ReadFull(client, body); err != nil {
+			return
+		}
+		if header == 5 && head[0] == 'Q' && string(body) == "COMMIT\x00" {
+			switch p.cut.Swap(nowhere) {
+			case onlyLook:
+				p.seen()
+			case beforeCommit:
+				return
+			case forGood:
+				_ = p.listener.Close()
+				fallthrough
+			case afterCommit:
+				answerIsLost.Store(true)
+			}
+		}
+		if _, err := server.Write(append(head, body...)); err != nil {
+			return
+		}
+		header = 5
+	}
+}
+
+// answers passes on what the server sends. When an answer is to be lost, it hangs up as soon as the answer is there: the
+// server has done by then what it was asked for.
+func answers(client io.Writer, server io.Reader, answerIsLost *atomic.Bool) {
+	buffer := make([]byte, 64<<10)
+	for {
+		n, err := server.Read(buffer)
+		if err != nil || answerIsLost.Load() {
+			return
+		}
+		if _, err := client.Write(buffer[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// A COMMIT whose answer was lost is neither a success nor a failure until the server was asked.
+func TestLostAnswerToCommit(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	key := w.item(t, "a", 10, domain.FencingEnforced)
+	p, store := throughProxy(t, w)
+
+	reserve := func(cut int32) (domain.Reservation, error) {
+		r := reservation(domain.Line{SKU: "a", Quantity: 1})
+		p.cut.Store(cut)
+		_, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, hold(r))
+		assert.Equal(t, nowhere, p.cut.Load(), "the cut has happened")
+		return r, err
+	}
+	t.Run("committed", func(t *testing.T) {
+		r, err := reserve(afterCommit)
+		require.NoError(t, err)
+		stored, err := w.store.Reservation(t.Context(), r.ID)
+		require.NoError(t, err)
+		assert.Equal(t, r, stored)
+		assert.EqualValues(t, 1, w.audit(t, key).Held, "once")
+	})
+	t.Run("never sent", func(t *testing.T) {
+		r, err := reserve(beforeCommit)
+		require.ErrorIs(t, err, domain.ErrUnavailable)
+		assert.NotErrorIs(t, err, domain.ErrOutcomeUnknown)
+		_, err = w.store.Reservation(t.Context(), r.ID)
+		require.ErrorIs(t, err, domain.ErrNotFound)
+		assert.EqualValues(t, 1, w.audit(t, key).Held)
+	})
+	t.Run("the caller goes while it is under way", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		p.seen = cancel
+		p.cut.Store(onlyLook)
+		r := reservation(domain.Line{SKU: "a", Quantity: 1})
+		_, err := store.Transact(ctx, []domain.Grant{w.grant(key)}, wait, hold(r))
+		require.Error(t, ctx.Err())
+		require.NoError(t, err, "a COMMIT is awaited, whoever has gone")
+		_, err = w.store.Reservation(t.Context(), r.ID)
+		require.NoError(t, err)
+	})
+	t.Run("creating, committed", func(t *testing.T) {
+		p.cut.Store(afterCommit)
+		_, err := store.CreateItem(t.Context(), domain.Item{SKU: "b", Name: "B"}, domain.LockSpec{Fencing: domain.FencingEnforced})
+		require.NoError(t, err)
+		assert.True(t, w.audit(t, "item/b").OK())
+	})
+	t.Run("creating, never sent", func(t *testing.T) {
+		p.cut.Store(beforeCommit)
+		create := func() error {
+			_, err := store.CreateItem(t.Context(), domain.Item{SKU: "c", Name: "C"}, domain.LockSpec{Fencing: domain.FencingEnforced})
+			return err
+		}
+		require.ErrorIs(t, create(), domain.ErrUnavailable)
+		require.NoError(t, create())
+	})
+	assert.True(t, w.audit(t, key).OK())
+}
+
+// When the server cannot be asked either, nothing is claimed.
+func TestUnknownOutcome(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	key := w.item(t, "a", 10, domain.FencingEnforced)
+	p, store := throughProxy(t, w)
+	p.cut.Store(forGood)
+	r := reservation(domain.Line{SKU: "a", Quantity: 1})
+	_, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, hold(r))
+	require.ErrorIs(t, err, domain.ErrOutcomeUnknown)
+	assert.NotErrorIs(t, err, domain.ErrUnavailable, "that would say that nothing was written")
+	_, err = w.store.Reservation(t.Context(), r.ID)
+	require.NoError(t, err, "here it was")
+}
