@@ -11,7 +11,8 @@ help: ## List the targets
 .PHONY: demo
 demo: ## Start servers and three instances, and print the page's address; Ctrl-C leaves nothing behind
 	@sh cmd/lab/deps.sh demo
-	go run ./cmd/lab demo
+	@go build -o bin/lab ./cmd/lab
+	@exec bin/lab demo # not go run, which reports Ctrl-C as a failure
 
 .PHONY: test
 test: deps lint ## Run the linters and every test, against real servers; a skipped test is a failure
