@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 )
 
@@ -29,7 +28,8 @@ func (s *Service) CreateCoupon(ctx context.Context, in NewCoupon) (CouponView, e
 	if in.PerCustomerLimit < 0 || in.PerCustomerLimit > MaxStock {
 		return CouponView{}, Invalid("per_customer_limit", "must be between 1 and %d", MaxStock)
 	}
-	if !in.ValidUntil.IsZero() && !in.ValidUntil.After(in.ValidFrom) {
+	from, until := stored(in.ValidFrom), stored(in.ValidUntil)
+	if !until.IsZero() && !until.After(from) {
 		return CouponView{}, Invalid("valid_until", "must be later than valid_from")
 	}
 	lock, err := s.lockSpec(ctx, KindCoupon, in.Strategy, in.Fencing)
@@ -40,8 +40,8 @@ func (s *Service) CreateCoupon(ctx context.Context, in NewCoupon) (CouponView, e
 		Code:             in.Code,
 		MaxRedemptions:   in.MaxRedemptions,
 		PerCustomerLimit: in.PerCustomerLimit,
-		ValidFrom:        in.ValidFrom.UTC().Truncate(time.Microsecond),
-		ValidUntil:       in.ValidUntil.UTC().Truncate(time.Microsecond),
+		ValidFrom:        from,
+		ValidUntil:       until,
 	}, lock)
 }
 
@@ -144,7 +144,7 @@ func (s *Service) Rollback(ctx context.Context, caller Caller, id string) (r Red
 
 // Audit compares what was given out with what there ever was; key empty means every resource.
 func (s *Service) Audit(ctx context.Context, key Key) ([]AuditRow, error) {
-	if key != "" && (key.Name() == "" || strings.ContainsAny(string(key), "\x00")) {
+	if key != "" && !key.valid() {
 		return nil, Invalid("resource", "must look like item/<sku> or coupon/<code>")
 	}
 	return s.Store.Audit(ctx, key)

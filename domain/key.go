@@ -33,6 +33,17 @@ func (k Key) Name() string {
 	return name
 }
 
+// valid tells whether a resource can have this key.
+func (k Key) valid() bool {
+	switch k.Kind() {
+	case KindItem:
+		return CheckSKU("", k.Name()) == nil
+	case KindCoupon:
+		return CheckCode("", k.Name()) == nil
+	}
+	return false
+}
+
 // Scope is the part of the system that one lock authority is in charge of: ScopeInventory, ScopeCoupons, or the key of a
 // single resource that has a strategy of its own.
 type Scope string

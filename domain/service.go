@@ -83,8 +83,10 @@ const (
 	RedemptionPrefix  = "rdm_"
 )
 
-// now cuts the clock to what PostgreSQL stores, so that what is answered at once and what is read later are equal.
-func (s *Service) now() time.Time { return s.Now().UTC().Truncate(time.Microsecond) }
+func (s *Service) now() time.Time { return stored(s.Now()) }
+
+// stored cuts a time to what PostgreSQL stores, so that what is answered at once and what is read later are equal.
+func stored(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
 
 // fencing fills in the default, and refuses what is neither.
 func (s *Service) fencing(f Fencing) (Fencing, error) {
