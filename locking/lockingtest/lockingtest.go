@@ -105,7 +105,6 @@ type node struct {
 	*locking.Guard
 	store   *postgres.Store
 	backend *locking.Backend
-	scope   domain.Scope
 }
 
 // node starts an instance. change may alter its backend before the guard is made, or replace the guard's database.

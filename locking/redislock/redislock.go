@@ -94,15 +94,15 @@ func releaseChannel(key domain.Key) string { return "fencepost:{" + string(key) 
 // Acquire implements locking.Locker.
 func (l *Locker) Acquire(ctx context.Context, key domain.Key, id domain.GrantID) (*locking.Lease, error) {
 	value := uuid.UUID(id).String()
-	lease, remaining, err := l.try(ctx, key, value)
-	if lease != nil || err != nil {
+	if lease, _, err := l.try(ctx, key, value); lease != nil || err != nil {
 		return lease, err
 	}
 	// Listen first and try again then: a release between the first try and the subscription would wake nobody.
 	rung, stop := l.bell.listen(ctx, releaseChannel(key))
 	defer stop()
 	for {
-		if lease, remaining, err = l.try(ctx, key, value); lease != nil || err != nil {
+		lease, remaining, err := l.try(ctx, key, value)
+		if lease != nil || err != nil {
 			return lease, err
 		}
 		expiry := time.NewTimer(remaining)

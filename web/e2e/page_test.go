@@ -58,7 +58,7 @@ func TestATruthfulService(t *testing.T) {
 	if s.item.Lock.Strategy != "postgres" || s.item.Lock.Fencing != "enforced" || s.item.Stock != 100 {
 		t.Errorf("the item was created as %+v", s.item)
 	}
-	p.clean(s)
+	p.clean(s.urls()...)
 }
 
 // The negative control of the test above: the same page must say so when units are sold that do not exist.
@@ -84,7 +84,7 @@ func TestAnOversellingService(t *testing.T) {
 	if s.item.Lock.Strategy != "none" || s.item.Lock.Fencing != "off" {
 		t.Errorf("the item was created as %+v, want none without the fence", s.item)
 	}
-	p.clean(s)
+	p.clean(s.urls()...)
 }
 
 func TestStrategiesThatCannotBeChosen(t *testing.T) {
@@ -98,18 +98,18 @@ func TestStrategiesThatCannotBeChosen(t *testing.T) {
 	if got, want := p.text("#about-redis"), "Not available: no Redis server is configured: set FENCEPOST_REDIS_URL"; got != want {
 		t.Errorf("the reason is %q, want %q", got, want)
 	}
-	p.do(chromedp.Click(chromedp.CSS("#strategy-none")))
+	p.click("#strategy-none")
 	if !evaluate[bool](p, `document.querySelector('input[value=off]').checked && document.querySelector('input[value=enforced]').disabled`) {
 		t.Error("a strategy without tokens can be combined with an enforced fence")
 	}
 	if got := p.text("#fencing-hint"); !strings.HasPrefix(got, "The lock “none” issues no fencing tokens") {
 		t.Errorf("the reason for the forced choice is %q", got)
 	}
-	p.do(chromedp.Click(chromedp.CSS("#strategy-postgres")))
+	p.click("#strategy-postgres")
 	if !evaluate[bool](p, `document.querySelector('input[value=enforced]').checked`) {
 		t.Error("the reader's own choice of fencing did not come back")
 	}
-	p.clean(s)
+	p.clean(s.urls()...)
 }
 
 func TestFailuresAreCountedAndNotRetried(t *testing.T) {
@@ -126,7 +126,7 @@ func TestFailuresAreCountedAndNotRetried(t *testing.T) {
 	if s.asked != 100 {
 		t.Errorf("the service was asked %d times for 100 buyers", s.asked)
 	}
-	p.clean(s)
+	p.clean(s.urls()...)
 }
 
 // The verdict is the database's count, also where the buyers know less.
@@ -142,7 +142,7 @@ func TestAnswersThatAreLost(t *testing.T) {
 	if got, want := p.text("#legend"), "waiting 0 sold 45 refused 0 failed 5"; got != want {
 		t.Errorf("legend %q, want %q", got, want)
 	}
-	p.clean(s)
+	p.clean(s.urls()...)
 }
 
 func TestAnInstanceThatIsDown(t *testing.T) {
@@ -158,7 +158,7 @@ func TestAnInstanceThatIsDown(t *testing.T) {
 	if got, want := p.text("#notice"), down+" did not answer 10 buyers. See that the instance runs, then start again."; got != want {
 		t.Errorf("notice %q, want %q", got, want)
 	}
-	p.clean(s)
+	p.clean(s.urls()...)
 }
 
 func TestNoServiceAtAll(t *testing.T) {
@@ -170,7 +170,7 @@ func TestNoServiceAtAll(t *testing.T) {
 	if got := p.text("#verdict"); !strings.Contains(got, "There is no verdict.") || !strings.Contains(got, "does not answer") || !strings.Contains(got, "Start the service") {
 		t.Errorf("the page says %q", got)
 	}
-	p.clean(s)
+	p.clean(s.urls()...)
 }
 
 func TestAServiceThatWantsAKey(t *testing.T) {
@@ -192,16 +192,16 @@ func TestAServiceThatWantsAKey(t *testing.T) {
 	if got := p.text("#curl"); strings.Contains(got, "secret") {
 		t.Errorf("the key is shown: %s", got)
 	}
-	p.clean(s)
+	p.clean(s.urls()...)
 }
 
 func TestStoppingEarly(t *testing.T) {
 	s := start(t, &service{latency: 50 * time.Millisecond}, 1)
 	p := open(t)
 	p.visit(s.urls()[0] + "/?stock=100&buyers=500")
-	p.do(chromedp.Click(chromedp.CSS("#start")))
+	p.click("#start")
 	p.wait(`document.querySelectorAll('#field .dot[data-state=sold]').length > 0`)
-	p.do(chromedp.Click(chromedp.CSS("#stop")))
+	p.click("#stop")
 	p.wait(`document.querySelector('#verdict').dataset.tone === 'good'`)
 	if got := p.text("#verdict-why"); !strings.Contains(got, "stopped early") || !strings.Contains(got, "agree") {
 		t.Errorf("reasons %q", got)
@@ -209,7 +209,7 @@ func TestStoppingEarly(t *testing.T) {
 	if s.asked == 500 || s.asked != s.sold {
 		t.Errorf("asked %d times, sold %d", s.asked, s.sold)
 	}
-	p.clean(s)
+	p.clean(s.urls()...)
 }
 
 func TestKeyboardAlone(t *testing.T) {
@@ -222,7 +222,7 @@ func TestKeyboardAlone(t *testing.T) {
 		if evaluate[string](p, `document.activeElement.id`) == "start" {
 			p.do(chromedp.KeyEvent(" "))
 			p.wait(`document.querySelector('#verdict').dataset.tone === 'good'`)
-			p.clean(s)
+			p.clean(s.urls()...)
 			return
 		}
 	}
@@ -233,11 +233,11 @@ func TestSettingsOutsideTheLimits(t *testing.T) {
 	s := start(t, &service{}, 1)
 	p := open(t)
 	p.visit(s.urls()[0] + "/?stock=100&buyers=501")
-	p.do(chromedp.Click(chromedp.CSS("#start")))
+	p.click("#start")
 	if s.asked != 0 || s.item.SKU != "" || !evaluate[bool](p, `document.querySelector('#buyers').matches(':invalid')`) {
 		t.Error("a race with 501 buyers was started")
 	}
-	p.clean(s)
+	p.clean(s.urls()...)
 }
 
 func TestSmallScreens(t *testing.T) {
@@ -250,7 +250,7 @@ func TestSmallScreens(t *testing.T) {
 		if got := evaluate[int64](p, `document.documentElement.scrollWidth`); got > width {
 			t.Errorf("at %d px the page is %d px wide", width, got)
 		}
-		p.clean(s)
+		p.clean(s.urls()...)
 	}
 }
 
@@ -262,7 +262,7 @@ func TestWithoutScript(t *testing.T) {
 	if got := p.text("noscript"); !strings.Contains(got, "needs JavaScript") || !strings.Contains(got, "curl -X POST") {
 		t.Errorf("without script the page says %q", got)
 	}
-	p.clean(s)
+	p.clean(s.urls()...)
 }
 
 // The parts of the logic that a whole race does not reach.
@@ -302,5 +302,5 @@ func TestLogic(t *testing.T) {
 			t.Errorf("%s\nis   %s\nwant %s", expression, got, want)
 		}
 	}
-	p.clean(s)
+	p.clean(s.urls()...)
 }

@@ -1,0 +1,88 @@
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"fencepost/domain/postgres/postgrestest"
+)
+
+// The page against the product itself: what it says is what the database has. Without a lock, that is an oversell.
+func TestAgainstTheProduct(t *testing.T) {
+	database := postgrestest.New(t)
+	conn := postgrestest.Connect(t, database.OwnerURL)
+	instances := serve(t, database, 2)
+	for _, strategy := range []string{"none", "postgres", "redis"} {
+		t.Run(strategy, func(t *testing.T) {
+			p := open(t)
+			p.visit(instances[0] + "/?stock=20&buyers=80&strategy=" + strategy)
+			p.race()
+
+			var resource string
+			var stock, given int
+			require.NoError(t, conn.QueryRow(t.Context(), `
+				SELECT i.resource, i.on_hand, (SELECT sum(quantity) FROM reservation_lines WHERE resource = i.resource)
+				  FROM items i ORDER BY created_at DESC LIMIT 1`).Scan(&resource, &stock, &given))
+			require.Contains(t, resource, "item/race-")
+			require.Equal(t, 20, stock)
+			require.Contains(t, p.text("#verdict-text"), fmt.Sprintf("Sold %d of 20. Oversold %d.", given, given-20))
+			if strategy == "none" {
+				require.Greater(t, given, 20, "without a lock, more must be sold than there is")
+			} else {
+				require.Equal(t, 20, given)
+			}
+			p.clean(instances...)
+		})
+	}
+}
+
+// serve runs instances of the program until the test ends, and returns their addresses.
+func serve(t *testing.T, database postgrestest.Database, n int) []string {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "fencepost")
+	output, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "fencepost/cmd/fencepost").CombinedOutput()
+	require.NoError(t, err, "%s", output)
+	addresses, urls := make([]string, n), make([]string, n)
+	for i := range addresses {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		addresses[i], urls[i] = listener.Addr().String(), "http://"+listener.Addr().String()
+		require.NoError(t, listener.Close())
+	}
+	for i, address := range addresses {
+		cmd := exec.Command(binary, "serve")
+		cmd.Env = append(os.Environ(), "FENCEPOST_AUTH=off", "FENCEPOST_DRAIN_DELAY=0s", "FENCEPOST_LISTEN="+address,
+			"FENCEPOST_DATABASE_URL="+database.ServiceURL, "FENCEPOST_INSTANCES="+strings.Join(urls, ","))
+		require.NoError(t, cmd.Start())
+		t.Cleanup(func() {
+			require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+			require.NoError(t, cmd.Wait())
+		})
+		require.Eventually(t, func() bool { return answers(t.Context(), urls[i]+"/readyz") }, 20*time.Second, 20*time.Millisecond)
+	}
+	return urls
+}
+
+func answers(ctx context.Context, url string) bool {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return false
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return false
+	}
+	_ = response.Body.Close()
+	return response.StatusCode == http.StatusOK
+}
