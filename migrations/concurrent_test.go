@@ -101,6 +101,22 @@ func TestEpochIsRaisedWhilePresentingWaits(t *testing.T) {
 	assert.Equal(t, notInCharge, state(err), "%v", err)
 }
 
+// Under REPEATABLE READ every read is as old as the first one. A holder that presents after others have written would
+// decide from what was before them: PostgreSQL does not let it past the fence's row.
+func TestPresentFromAnOldSnapshot(t *testing.T) {
+	t.Parallel()
+	db := fenced(t)
+	old, newer := postgrestest.Connect(t, db.ServiceURL), postgrestest.Connect(t, db.ServiceURL)
+	must(t, old, `BEGIN ISOLATION LEVEL REPEATABLE READ`)
+	assert.EqualValues(t, 10, value[int64](t, old, `SELECT on_hand FROM items WHERE resource = 'item/a'`))
+	must(t, newer, `BEGIN`)
+	must(t, newer, `SELECT present('item/a', 'redis', 2, 6, gen_random_uuid())`)
+	must(t, newer, `UPDATE items SET on_hand = 9 WHERE resource = 'item/a'`)
+	must(t, newer, `COMMIT`)
+	err := run(t.Context(), old, `SELECT present('item/a', 'redis', 2, 7, gen_random_uuid())`)
+	assert.Equal(t, "40001", state(err), "%v", err)
+}
+
 // Where fencing is off, presenting must not take the lock that it takes elsewhere: it would protect what is there to be
 // broken. The test requires the lost update.
 func TestPresentLocksNothingWhereFencingIsOff(t *testing.T) {

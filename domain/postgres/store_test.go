@@ -186,6 +186,9 @@ func TestRollback(t *testing.T) {
 	before, err := w.store.Item(t.Context(), "a")
 	require.NoError(t, err)
 	work := hold(reservation(domain.Line{SKU: "a", Quantity: 1}))
+	watcher := postgrestest.Connect(t, w.db.ServiceURL)
+	const sessions = `SELECT array_agg(pid ORDER BY pid)::text FROM pg_stat_activity WHERE datname = current_database()`
+	connections := query[string](t, watcher, sessions)
 
 	t.Run("an error", func(t *testing.T) {
 		no := errors.New("no")
@@ -219,6 +222,7 @@ func TestRollback(t *testing.T) {
 		require.ErrorContains(t, w.section(t, hold(reservation(domain.Line{SKU: "other", Quantity: 1})), key), "FP003")
 		w.untouched(t, other, before)
 	})
+	assert.Equal(t, connections, query[string](t, watcher, sessions), "a rollback does not cost a connection")
 }
 
 // What a section puts and puts again is written once, in its last state, and the ledger has every step.
