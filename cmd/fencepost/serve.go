@@ -55,7 +55,9 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 	}
 	defer listener.Close()
 	redis.SetLogger(redisLog{log})
-	backends, err := strategies.Open(strategies.Config{RedisURL: c.RedisURL, LeaseTTL: c.LeaseTTL, Log: log})
+	backends, err := strategies.Open(strategies.Config{
+		RedisURL: c.RedisURL, ZooKeeperServers: c.ZooKeeperServers, ZooKeeperAuth: c.ZooKeeperAuth, LeaseTTL: c.LeaseTTL, Log: log,
+	})
 	if err != nil {
 		return err
 	}

@@ -38,7 +38,7 @@ type client struct {
 	offered       session       // of the handshake that is going on
 	connected     bool
 	authenticated bool
-	down          bool // all servers were tried in vain since the last connection
+	down          bool // all servers were tried in vain since one has answered
 }
 
 // session as the servers know it.
@@ -139,8 +139,8 @@ func (s session) over() {
 	}
 }
 
-// greeted takes what a server has answered to the handshake; the event that the session is there comes next.
-func (c *client) greeted(s session) { c.change(func() { c.offered = s }) }
+// greeted takes what a server has answered to the handshake. The event that the session is there, or over, comes next.
+func (c *client) greeted(s session) { c.change(func() { c.offered, c.down = s, false }) }
 
 func (c *client) unreachable() { c.change(func() { c.down = true }) }
 
@@ -158,7 +158,7 @@ func (c *client) event(e zk.Event) {
 				ended = make(chan struct{})
 			}
 			c.session = session{c.offered.id, c.offered.timeout, ended}
-			c.connected, c.down = true, false
+			c.connected = true
 		})
 	case zk.StateDisconnected:
 		c.change(func() { c.connected = false })

@@ -204,10 +204,11 @@ func (l *Locker) remove(node string) error {
 	return err
 }
 
-// wait returns when our node is the first of its queue.
+// wait returns when our node is the first of its queue. Servers that are away for a while do not end it: we keep our place
+// as long as the session does.
 func (l *Locker) wait(ctx context.Context, queue, node string) error {
 	for {
-		line, err := l.line(ctx, queue)
+		line, err := l.line(ctx, keepTrying, queue)
 		if err != nil {
 			return err
 		}
@@ -225,7 +226,7 @@ func (l *Locker) wait(ctx context.Context, queue, node string) error {
 		}
 		// The one before us only. If all watched the holder, each release would wake them all. By its data and not by its
 		// existence: a watch for a node that is not there would stay at the server for good, because names do not return.
-		changed, err := ask(ctx, l.client, giveUp, func(session) (<-chan zk.Event, error) {
+		changed, err := ask(ctx, l.client, keepTrying, func(session) (<-chan zk.Event, error) {
 			_, _, changed, err := l.client.conn.GetW(queue + "/" + line[place-1])
 			return changed, err
 		})
@@ -244,8 +245,8 @@ func (l *Locker) wait(ctx context.Context, queue, node string) error {
 }
 
 // line is who stands in the queue, the holder first.
-func (l *Locker) line(ctx context.Context, queue string) ([]string, error) {
-	children, err := ask(ctx, l.client, giveUp, func(session) ([]string, error) {
+func (l *Locker) line(ctx context.Context, p patience, queue string) ([]string, error) {
+	children, err := ask(ctx, l.client, p, func(session) ([]string, error) {
 		children, _, err := l.client.conn.Children(queue)
 		return children, err
 	})
@@ -263,8 +264,8 @@ type sighting struct {
 	expires time.Time // when the servers may have ended the session, if they have not heard of us since
 }
 
-func (l *Locker) see(ctx context.Context, p patience, node string) (sighting, error) {
-	return ask(ctx, l.client, p, func(s session) (sighting, error) {
+func (l *Locker) see(ctx context.Context, node string) (sighting, error) {
+	return ask(ctx, l.client, keepTrying, func(s session) (sighting, error) {
 		sent := time.Now()
 		exists, stat, err := l.client.conn.Exists(node)
 		switch {
@@ -282,7 +283,7 @@ func (l *Locker) see(ctx context.Context, p patience, node string) (sighting, er
 
 // grant makes the lease of a node that is the first of its queue.
 func (l *Locker) grant(ctx context.Context, node string) (*locking.Lease, error) {
-	seen, err := l.see(ctx, giveUp, node)
+	seen, err := l.see(ctx, node)
 	if err != nil {
 		return nil, err
 	}
@@ -290,7 +291,9 @@ func (l *Locker) grant(ctx context.Context, node string) (*locking.Lease, error)
 		return nil, fmt.Errorf("%w: ZooKeeper took too long to answer for a session of %s", domain.ErrLockLost, seen.session.timeout)
 	}
 	h := &held{locker: l, node: node, session: seen.session, expires: seen.expires, removed: make(chan struct{})}
+	h.mu.Lock()
 	h.timer = time.AfterFunc(time.Until(seen.expires), h.expire)
+	h.mu.Unlock()
 	return &locking.Lease{
 		Token:   seen.token,
 		Until:   seen.until,
@@ -317,7 +320,7 @@ type held struct {
 
 // extend asks whether the node is still there. It waits for a server as long as it may, and so has more than one try.
 func (h *held) extend(ctx context.Context) (until time.Time, err error) {
-	seen, err := h.locker.see(ctx, keepTrying, h.node)
+	seen, err := h.locker.see(ctx, h.node)
 	if errors.Is(err, errNodeGone) {
 		return until, fmt.Errorf("%w: %s is gone", domain.ErrLockLost, h.node)
 	}
@@ -374,7 +377,7 @@ func (h *held) remove() {
 
 // Break takes the lock away from whoever has it, as an operator would, and returns whether anybody had.
 func (l *Locker) Break(ctx context.Context, key domain.Key) (bool, error) {
-	line, err := l.line(ctx, queueOf(key))
+	line, err := l.line(ctx, giveUp, queueOf(key))
 	if err != nil {
 		return false, l.explain(ctx, err)
 	}
