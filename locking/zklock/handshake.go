@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// How long a server may take to accept a connection, and then to answer to the handshake. The library would wait for
-	// the answer of a frozen server for almost seven times the session time-out, with the others of the ensemble unasked.
+	// How long a server may take to accept a connection, and in all until it has answered to the handshake. The library
+	// would wait for a frozen server for almost seven times the session time-out, with the others of the ensemble unasked.
 	dialTimeout      = time.Second
 	handshakeTimeout = 2 * time.Second
 	// The pause after all servers were tried in vain. The library's own is a second, also after the first loss of a
@@ -56,11 +56,12 @@ func (h *hosts) greeted() { h.tried, h.refused, h.answered = 0, 0, time.Now() }
 
 // dial implements zk.Dialer.
 func (h *hosts) dial(network, address string, _ time.Duration) (net.Conn, error) {
+	limit := time.Now().Add(handshakeTimeout)
 	conn, err := net.DialTimeout(network, address, dialTimeout)
 	if err != nil {
 		return nil, err
 	}
-	return &handshake{Conn: conn, hosts: h, limit: time.Now().Add(handshakeTimeout)}, nil
+	return &handshake{Conn: conn, hosts: h, limit: limit}, nil
 }
 
 // handshake is a connection whose first exchange is watched, for two things that the library does not do.
@@ -122,7 +123,7 @@ func (h *handshake) Read(p []byte) (int, error) {
 }
 
 func (h *handshake) SetReadDeadline(t time.Time) error {
-	if !h.done && (t.IsZero() || t.After(h.limit)) {
+	if !h.done {
 		t = h.limit
 	}
 	return h.Conn.SetReadDeadline(t)
