@@ -53,6 +53,7 @@ type Refusal struct {
 	Reason       string // the code of the error: stale_fencing_token, strategy_superseded, fencing_required
 	CurrentEpoch int64
 	CurrentToken Token
+	CurrentGrant GrantID // zero if the fence did not say
 }
 
 // Receipt says under which grants a section ran and where its time went. It is for headers and metrics; no decision

@@ -58,6 +58,9 @@ const (
 	// How long giving a lock back may take. It is not bound to the request: a request that was cancelled must not leave
 	// its lock to everybody else until the term ends.
 	releaseTimeout = 2 * time.Second
+	// What is left of the wait for PostgreSQL at the least: a section that has just got its lock must not fail because the
+	// lock took all the time there was.
+	minDatabaseWait = 250 * time.Millisecond
 )
 
 // Do implements domain.Guard.
@@ -121,7 +124,7 @@ func (g *Guard) once(ctx context.Context, keys []domain.Key, fn func(context.Con
 	}
 	waited := time.Since(began)
 
-	receipt, err = g.db.Transact(section, grants, max(g.lockWait-waited, time.Millisecond), fn)
+	receipt, err = g.db.Transact(section, grants, max(g.lockWait-waited, minDatabaseWait), fn)
 	receipt.LockWait += waited
 	if receipt.Grants == nil {
 		receipt.Grants = grants

@@ -114,6 +114,7 @@ func refused(pg *pgconn.PgError, sentinel error, reason string) error {
 		PresentedToken    string     `json:"presented_token"`
 		CurrentEpoch      string     `json:"current_epoch"`
 		CurrentToken      string     `json:"current_token"`
+		CurrentGrant      uuid.UUID  `json:"current_grant"`
 	}
 	if err := json.Unmarshal([]byte(pg.Detail), &d); err != nil {
 		return fmt.Errorf("%w (its detail cannot be read: %w): %w", sentinel, err, pg)
@@ -130,6 +131,7 @@ func refused(pg *pgconn.PgError, sentinel error, reason string) error {
 		Reason:       reason,
 		CurrentEpoch: number(d.CurrentEpoch),
 		CurrentToken: domain.Token(number(d.CurrentToken)),
+		CurrentGrant: domain.GrantID(d.CurrentGrant),
 	}}
 }
 

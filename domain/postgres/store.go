@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"fencepost/domain"
@@ -236,10 +237,10 @@ func (s *Store) settle(ctx context.Context, xid string, err error) error {
 func (s *Store) RecordRefusal(ctx context.Context, r domain.Refusal) error {
 	_, err := s.pool.Exec(ctx, `
 		INSERT INTO refusals (id, resource, reason, strategy, presented_epoch, presented_token, presented_grant,
-		                      current_epoch, current_token, instance)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
+		                      current_epoch, current_token, current_grant, instance)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
 		newUUID(), r.Grant.Key, r.Reason, r.Grant.Strategy, r.Grant.Epoch, r.Grant.Token, r.Grant.ID,
-		r.CurrentEpoch, r.CurrentToken, s.instance)
+		r.CurrentEpoch, r.CurrentToken, pgtype.UUID{Bytes: r.CurrentGrant, Valid: r.CurrentGrant != domain.GrantID{}}, s.instance)
 	return plain(err)
 }
 
