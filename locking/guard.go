@@ -118,7 +118,9 @@ func (g *Guard) once(ctx context.Context, keys []domain.Key, fn func(context.Con
 			held = append(held, lease)
 			leases[key] = lease
 			grant.Token = lease.Token
-			go lease.keep(section, lose)
+			if lease.Extend != nil {
+				go lease.keep(section, lose)
+			}
 		}
 		grants = append(grants, grant)
 	}
@@ -174,7 +176,7 @@ func (g *Guard) refused(ctx context.Context, e *domain.RefusedError, lease *Leas
 		// Perhaps only the epoch was raised, and this instance's strategy still is the one in charge.
 		return g.reigns.refresh(ctx, g, grant.Key, grant.Epoch)
 	case errors.Is(e, domain.ErrStaleToken):
-		if lease != nil {
+		if lease != nil && lease.Extend != nil {
 			if _, err := lease.Extend(ctx); err != nil {
 				return false
 			}

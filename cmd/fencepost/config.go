@@ -234,11 +234,11 @@ func (c *Config) checkDuration(variable string, d, least, most time.Duration) {
 }
 
 func (c *Config) checkStrategy(variable, strategy string) {
-	switch known := strategies.Names(); {
-	case !slices.Contains(known, strategy):
-		c.problem(variable, "is %q, which is no strategy: set it to one of %s", strategy, strings.Join(known, ", "))
-	case strategy == "none" && c.Fencing == string(domain.FencingEnforced):
-		c.problem(variable, "is none, which issues no fencing tokens: set FENCEPOST_FENCING=off as well, or another strategy")
+	switch row, known := strategies.Find(strategy); {
+	case !known:
+		c.problem(variable, "is %q, which is no strategy: set it to one of %s", strategy, strings.Join(strategies.Names(), ", "))
+	case !row.Traits.Fences && c.Fencing == string(domain.FencingEnforced):
+		c.problem(variable, "is %s, which issues no fencing tokens: set FENCEPOST_FENCING=off as well, or another strategy", strategy)
 	case strategy == "redis" && c.RedisURL == "" && !c.unreadable("FENCEPOST_REDIS_URL_FILE"):
 		c.problem(variable, "is redis: set FENCEPOST_REDIS_URL to its server")
 	}

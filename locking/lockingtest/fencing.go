@@ -56,7 +56,7 @@ func testBrokenLease(t *testing.T, w *world) {
 	})
 	require.ErrorIs(t, err, domain.ErrLockLost)
 	require.EqualValues(t, 0, w.stock(key))
-	w.canEnter(key)
+	w.canEnter(n, key)
 }
 
 // A row lock lives as long as its connection.
@@ -74,7 +74,7 @@ func testBrokenConnection(t *testing.T, w *world) {
 	})
 	require.ErrorIs(t, err, domain.ErrUnavailable)
 	require.EqualValues(t, 0, w.stock(key))
-	w.canEnter(key)
+	w.canEnter(n, key)
 }
 
 func postgresConnection(t *testing.T, w *world) *pgx.Conn {
@@ -233,7 +233,7 @@ func testLostLease(t *testing.T, w *world) {
 	_, err = held.Extend(t.Context())
 	require.NoError(t, err, "the next holder still has its lock")
 	require.NoError(t, held.Release(t.Context()))
-	w.canEnter(key)
+	w.canEnter(a, key)
 }
 
 // A holder that is gone without a release keeps others waiting until its term ends, and no longer.
