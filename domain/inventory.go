@@ -116,6 +116,11 @@ func (s *Service) Reserve(ctx context.Context, caller Caller, in NewReservation)
 		if err := item.Hold(in.Quantity); err != nil {
 			return err
 		}
+		if s.Review != nil {
+			if err := tx.Slow(ctx, func(ctx context.Context) error { return s.Review(ctx, r) }); err != nil {
+				return fmt.Errorf("reviewing the reservation: %w", err)
+			}
+		}
 		tx.PutItem(item, Entry{Kind: EntryHold, Reference: r.ID})
 		tx.PutReservation(r)
 		return nil

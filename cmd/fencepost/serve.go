@@ -78,6 +78,7 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 			HoldTTL: c.HoldTTL,
 			MaxTTL:  c.MaxHoldTTL,
 			Fencing: domain.Fencing(c.Fencing),
+			Review:  c.review(),
 		},
 		Strategies: guard.Strategies,
 		Ready: func(ctx context.Context) error {
@@ -94,6 +95,21 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		Version:        version(),
 	})
 	return c.serve(ctx, listener, handler, &draining, log)
+}
+
+// review is the simulated slow step, nil if there is none.
+func (c *Config) review() func(context.Context, domain.Reservation) error {
+	if c.ReviewTime == 0 {
+		return nil
+	}
+	return func(ctx context.Context, _ domain.Reservation) error {
+		select {
+		case <-time.After(c.ReviewTime):
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // redisLog takes the lines that go-redis would write to standard error on its own. The errors that they are about come

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -154,25 +155,11 @@ func (s *Store) transact(ctx context.Context, grants []domain.Grant, lockWait ti
 func (s *Store) transactOnce(ctx context.Context, grants []domain.Grant, lockWait time.Duration,
 	fn func(context.Context, *tx) error,
 ) (receipt domain.Receipt, err error) {
-	conn, err := s.acquire(ctx, lockWait)
-	if err != nil {
-		return receipt, err
-	}
-	defer conn.Release() // destroys the connection if a transaction is still open on it
+	t := &tx{store: s, grants: slices.Clone(grants), lockWait: lockWait}
+	defer t.end(ctx) // also on a panic of fn
+	defer func() { receipt.Grants, receipt.LockWait = t.grants, t.waited }()
 
-	t := &tx{conn: conn.Conn(), store: s}
-	committed := false
-	defer func() {
-		if !committed { // also on a panic of fn
-			t.rollback(ctx)
-		}
-	}()
-
-	waiting := time.Now()
-	xid, err := t.begin(ctx, grants, lockWait)
-	receipt.LockWait = time.Since(waiting)
-	receipt.Grants = t.grants
-	if err != nil {
+	if err := t.open(ctx); err != nil {
 		return receipt, err
 	}
 	if err := fn(ctx, t); err != nil {
@@ -186,12 +173,12 @@ func (s *Store) transactOnce(ctx context.Context, grants []domain.Grant, lockWai
 	if ctx.Err() != nil {
 		return receipt, context.Cause(ctx)
 	}
-	committed, err = t.commit(ctx)
-	if committed {
-		conn.Release() // before asking for another: a section never holds one connection while it waits for the next
-		return receipt, s.settle(ctx, xid, err)
+	sent, err := t.commit(ctx)
+	if !sent {
+		return receipt, err
 	}
-	return receipt, err
+	t.end(ctx) // before asking for another: a section never holds one connection while it waits for the next
+	return receipt, s.settle(ctx, t.xid, err)
 }
 
 // acquire takes a connection. Waiting for one counts like waiting for a lock.

@@ -13,15 +13,21 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"fencepost/domain"
 )
 
 // tx is the unit of work that fn sees: every row is read once, changed in memory, and written by flush.
 type tx struct {
-	conn   *pgx.Conn
-	store  *Store
-	grants []domain.Grant
+	store    *Store
+	grants   []domain.Grant
+	lockWait time.Duration
+
+	pooled *pgxpool.Conn // nil while no transaction is open
+	conn   *pgx.Conn     // of pooled
+	xid    string        // the transaction's number, by which its fate can be asked for later
+	waited time.Duration // for presenting, and with that for row locks
 
 	items        map[string]*working[domain.Item]
 	coupons      map[string]*working[domain.Coupon]
@@ -43,14 +49,54 @@ type ledgerRow struct {
 	onHandDelta, reservedDelta, soldDelta, redeemedDelta int64
 }
 
-// begin opens the transaction and presents the grants, in one round trip. It returns the transaction's number, by which
-// its fate can be asked for later.
-func (t *tx) begin(ctx context.Context, grants []domain.Grant, lockWait time.Duration) (xid string, err error) {
-	t.grants = slices.Clone(grants)
+// open takes a connection, begins a transaction, and presents the grants.
+func (t *tx) open(ctx context.Context) (err error) {
+	if t.pooled, err = t.store.acquire(ctx, t.lockWait); err != nil {
+		return err
+	}
+	t.conn = t.pooled.Conn()
+	began := time.Now()
+	err = t.begin(ctx)
+	t.waited += time.Since(began)
+	return err
+}
+
+// end rolls back what is still open and gives the connection back. It may be called again.
+func (t *tx) end(ctx context.Context) {
+	if t.pooled == nil {
+		return
+	}
+	t.rollback(ctx)
+	t.pooled.Release() // destroys the connection if a transaction is open on it all the same
+	t.pooled, t.conn = nil, nil
+}
+
+// Slow implements domain.Tx. The transaction ends before the step and a new one begins after it, so that no connection is
+// held meanwhile. It presents the same grants, and the fence accepts them only if nobody newer has presented since: so what
+// was read before the step still is what is stored. A row lock cannot be kept that way; it keeps its transaction open.
+func (t *tx) Slow(ctx context.Context, step func(context.Context) error) error {
+	if slices.ContainsFunc(t.grants, func(g domain.Grant) bool { return g.RowLock }) {
+		return step(ctx)
+	}
+	if len(t.ledger) > 0 {
+		return errors.New("postgres: a slow step after something was put")
+	}
+	if _, err := t.commit(ctx); err != nil { // nothing was written, so it does not matter whether the COMMIT arrived
+		return plain(err)
+	}
+	t.end(ctx)
+	if err := step(ctx); err != nil {
+		return err
+	}
+	return t.open(ctx)
+}
+
+// begin opens the transaction and presents the grants, in one round trip.
+func (t *tx) begin(ctx context.Context) error {
 	batch := &pgx.Batch{}
 	batch.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED`)
 	// For this transaction only: behind a pooler the session belongs to others as well.
-	batch.Queue(`SELECT set_config('lock_timeout', $1, true)`, fmt.Sprintf("%dms", max(lockWait.Milliseconds(), 1)))
+	batch.Queue(`SELECT set_config('lock_timeout', $1, true)`, fmt.Sprintf("%dms", max(t.lockWait.Milliseconds(), 1)))
 	for i := range t.grants {
 		g := &t.grants[i]
 		if g.RowLock {
@@ -68,7 +114,7 @@ func (t *tx) begin(ctx context.Context, grants []domain.Grant, lockWait time.Dur
 		}
 		batch.Queue(`SELECT present($1, $2, $3, NULLIF($4::bigint, 0), $5)`, g.Key, g.Strategy, g.Epoch, int64(g.Token), g.ID)
 	}
-	batch.Queue(`SELECT pg_current_xact_id()::text`).QueryRow(func(row pgx.Row) error { return row.Scan(&xid) })
+	batch.Queue(`SELECT pg_current_xact_id()::text`).QueryRow(func(row pgx.Row) error { return row.Scan(&t.xid) })
 
 	if err := t.conn.SendBatch(ctx, batch).Close(); err != nil {
 		err = domainError(ctx, err)
@@ -80,9 +126,9 @@ func (t *tx) begin(ctx context.Context, grants []domain.Grant, lockWait time.Dur
 				}
 			}
 		}
-		return "", fmt.Errorf("beginning the transaction: %w", err)
+		return fmt.Errorf("beginning the transaction: %w", err)
 	}
-	return xid, nil
+	return nil
 }
 
 // rollback ends a transaction that must not commit. Its context is not the request's: a rollback that is cancelled leaves

@@ -56,6 +56,8 @@ var suite = []struct {
 	{"a broken connection stops the section", rowLocks, testBrokenConnection},
 	{"a paused holder's late write", expires, testPausedBeforeTransaction},
 	{"a pause between read and write", expires, testPausedInTransaction},
+	{"a pause in a slow step", expires, testPausedInSlowStep},
+	{"a slow step keeps the others out", exclusive, testSlowStep},
 	{"a wake between the successor's read and write", expires, testWakeBetweenReadAndWrite},
 	{"a lost lease frees nobody else's lock", expires, testLostLease},
 	{"the term of a vanished holder ends", expires, testVanishedHolder},
