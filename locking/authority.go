@@ -34,7 +34,7 @@ func (g *Guard) Spec(ctx context.Context, kind domain.Kind, strategy string, fen
 	effective := strategy
 	if effective == "" {
 		g.reigns.mu.Lock()
-		effective = g.reigns.ours[scopeOf(kind)]
+		effective = g.reigns.ours[scopeOf(kind)].Strategy
 		g.reigns.mu.Unlock()
 	}
 	backend, err := g.backends.find(effective)
