@@ -52,9 +52,6 @@ func NewGuard(db Database, backends Backends, o Options) *Guard {
 }
 
 const (
-	// How often a section is tried: once, again after its authority's epoch was raised by somebody else, again after its
-	// own counter was healed.
-	maxTries = 3
 	// How long giving a lock back may take. It is not bound to the request: a request that was cancelled must not leave
 	// its lock to everybody else until the term ends.
 	releaseTimeout = 2 * time.Second
@@ -71,9 +68,13 @@ func (g *Guard) Do(ctx context.Context, keys []domain.Key, fn func(context.Conte
 	if len(keys) == 0 {
 		return receipt, errors.New("locking: a section needs at least one key")
 	}
-	for range maxTries {
+	// A section is tried once, again after an epoch was raised by somebody else, and again for each key whose counter had
+	// gone back. All tries share one wait.
+	wait, cancel := context.WithTimeoutCause(ctx, g.lockWait, domain.ErrLockTimeout)
+	defer cancel()
+	for range 2 + len(keys) {
 		var retry bool
-		receipt, retry, err = g.once(ctx, keys, fn)
+		receipt, retry, err = g.once(ctx, wait, keys, fn)
 		if !retry {
 			break
 		}
@@ -81,8 +82,9 @@ func (g *Guard) Do(ctx context.Context, keys []domain.Key, fn func(context.Conte
 	return receipt, err
 }
 
-// once runs the section one time. retry means that nothing was written, and that the reason is gone.
-func (g *Guard) once(ctx context.Context, keys []domain.Key, fn func(context.Context, domain.Tx) error) (receipt domain.Receipt, retry bool, err error) {
+// once runs the section one time. wait is the part of ctx in which the locks have to come free. retry means that nothing was
+// written, and that the reason is gone.
+func (g *Guard) once(ctx, wait context.Context, keys []domain.Key, fn func(context.Context, domain.Tx) error) (receipt domain.Receipt, retry bool, err error) {
 	began := time.Now()
 	section, lose := context.WithCancelCause(ctx)
 	defer lose(nil) // stops the renewals
@@ -95,8 +97,9 @@ func (g *Guard) once(ctx context.Context, keys []domain.Key, fn func(context.Con
 		}
 	}()
 
-	wait, cancel := context.WithTimeoutCause(section, g.lockWait, domain.ErrLockTimeout)
-	defer cancel()
+	wait, cancel := context.WithCancelCause(wait)
+	defer cancel(nil)
+	defer context.AfterFunc(section, func() { cancel(context.Cause(section)) })() // a lease that is lost ends the wait for the next
 	grants := make([]domain.Grant, 0, len(keys))
 	leases := make(map[domain.Key]*Lease, len(keys))
 	for _, key := range keys {
@@ -126,7 +129,8 @@ func (g *Guard) once(ctx context.Context, keys []domain.Key, fn func(context.Con
 	}
 	waited := time.Since(began)
 
-	receipt, err = g.db.Transact(section, grants, max(g.lockWait-waited, minDatabaseWait), fn)
+	deadline, _ := wait.Deadline()
+	receipt, err = g.db.Transact(section, grants, max(time.Until(deadline), minDatabaseWait), fn)
 	receipt.LockWait += waited
 	if receipt.Grants == nil {
 		receipt.Grants = grants

@@ -13,7 +13,7 @@ import (
 type reigns struct {
 	mu      sync.Mutex
 	ours    map[domain.Scope]domain.Authority // the reigns over shared scopes that this instance began or joined
-	scopes  map[domain.Key]domain.Scope // never changes for a key
+	scopes  map[domain.Key]domain.Scope       // never changes for a key
 	current map[domain.Scope]domain.Authority
 }
 

@@ -61,10 +61,8 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 	}
 	defer func() { err = errors.Join(err, backends.Close()) }()
 	guard := locking.NewGuard(store, backends, locking.Options{LockWait: c.LockWait, Log: log})
-	if err := guard.Claim(starting, domain.ScopeInventory, c.InventoryLock); err != nil {
-		return err
-	}
-	if err := guard.Claim(starting, domain.ScopeCoupons, c.CouponLock); err != nil {
+	claims := map[domain.Scope]string{domain.ScopeInventory: c.InventoryLock, domain.ScopeCoupons: c.CouponLock}
+	if err := guard.Claim(starting, claims); err != nil {
 		return err
 	}
 
@@ -128,7 +126,7 @@ func (c *Config) serve(ctx context.Context, listener net.Listener, handler http.
 		Handler:           handler,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      requestTimeout + 5*time.Second,
+		WriteTimeout:      requestTimeout + 20*time.Second, // the outcome of a COMMIT is awaited beyond the request's time
 		IdleTimeout:       60 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),

@@ -24,10 +24,11 @@ type tx struct {
 	grants   []domain.Grant
 	lockWait time.Duration
 
-	pooled *pgxpool.Conn // nil while no transaction is open
-	conn   *pgx.Conn     // of pooled
-	xid    string        // the transaction's number, by which its fate can be asked for later
-	waited time.Duration // for presenting, and with that for row locks
+	pooled   *pgxpool.Conn // nil while no transaction is open
+	conn     *pgx.Conn     // of pooled
+	xid      string        // the transaction's number, by which its fate can be asked for later
+	evidence *ledgerRow    // a row that is there if and only if the transaction has committed; nil if it wrote none
+	waited   time.Duration // for presenting, and with that for row locks
 
 	items        map[string]*working[domain.Item]
 	coupons      map[string]*working[domain.Coupon]
@@ -44,6 +45,7 @@ type working[T any] struct {
 }
 
 type ledgerRow struct {
+	entry                                                uuid.UUID
 	key                                                  domain.Key
 	why                                                  domain.Entry
 	onHandDelta, reservedDelta, soldDelta, redeemedDelta int64
@@ -96,7 +98,9 @@ func (t *tx) begin(ctx context.Context) error {
 	batch := &pgx.Batch{}
 	batch.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED`)
 	// For this transaction only: behind a pooler the session belongs to others as well.
-	batch.Queue(`SELECT set_config('lock_timeout', $1, true)`, fmt.Sprintf("%dms", max(t.lockWait.Milliseconds(), 1)))
+	batch.Queue(`SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true),
+	                    set_config('idle_in_transaction_session_timeout', $3, true)`,
+		milliseconds(max(t.lockWait, time.Millisecond)), milliseconds(statementTimeout), milliseconds(idleTimeout))
 	for i := range t.grants {
 		g := &t.grants[i]
 		if g.RowLock {
@@ -131,6 +135,8 @@ func (t *tx) begin(ctx context.Context) error {
 	return nil
 }
 
+func milliseconds(d time.Duration) string { return fmt.Sprintf("%dms", d.Milliseconds()) }
+
 // rollback ends a transaction that must not commit. Its context is not the request's: a rollback that is cancelled leaves
 // the fence's row locked until the server notices. If it fails, releasing the connection closes it.
 func (t *tx) rollback(ctx context.Context) {
@@ -146,9 +152,18 @@ func (t *tx) rollback(ctx context.Context) {
 
 // commit sends COMMIT and waits for the answer, whatever happens to the request or the lock meanwhile. sent is false if the
 // transaction certainly did not commit.
+//
+// When the wait is over the connection is cut. It is not a context that ends: pgx would ask the server to cancel, and a
+// COMMIT that waits for a synchronous standby takes that as leave to go without it and answers that all is well.
 func (t *tx) commit(ctx context.Context) (sent bool, err error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
-	defer cancel()
+	ctx = context.WithoutCancel(ctx)
+	socket := t.conn.PgConn().Conn()
+	timer := time.AfterFunc(endTimeout, func() { _ = socket.SetDeadline(time.Now()) })
+	defer func() {
+		if !timer.Stop() {
+			_ = t.conn.Close(ctx) // its deadline has passed, for whoever would use it next as well
+		}
+	}()
 	tag, err := t.conn.Exec(ctx, `COMMIT`)
 	switch {
 	case err == nil && tag.String() == "COMMIT":
@@ -178,7 +193,7 @@ func (t *tx) Item(ctx context.Context, sku string) (domain.Item, error) {
 func (t *tx) PutItem(item domain.Item, why domain.Entry) {
 	w := t.items[item.SKU]
 	t.ledger = append(t.ledger, ledgerRow{
-		key: domain.ItemKey(item.SKU), why: why,
+		entry: newUUID(), key: domain.ItemKey(item.SKU), why: why,
 		onHandDelta: item.OnHand - w.now.OnHand, reservedDelta: item.Reserved - w.now.Reserved, soldDelta: item.Sold - w.now.Sold,
 	})
 	w.now, w.dirty = item, true
@@ -221,7 +236,7 @@ func (t *tx) Coupon(ctx context.Context, code string) (domain.Coupon, error) {
 
 func (t *tx) PutCoupon(c domain.Coupon, why domain.Entry) {
 	w := t.coupons[c.Code]
-	t.ledger = append(t.ledger, ledgerRow{key: domain.CouponKey(c.Code), why: why, redeemedDelta: c.Redeemed - w.now.Redeemed})
+	t.ledger = append(t.ledger, ledgerRow{entry: newUUID(), key: domain.CouponKey(c.Code), why: why, redeemedDelta: c.Redeemed - w.now.Redeemed})
 	w.now, w.dirty = c, true
 }
 
@@ -290,6 +305,9 @@ func (t *tx) flush(ctx context.Context) error {
 		}
 	}
 	slices.SortStableFunc(t.ledger, func(a, b ledgerRow) int { return cmp.Compare(a.key, b.key) })
+	if len(t.ledger) > 0 {
+		t.evidence = &t.ledger[0]
+	}
 	for _, row := range t.ledger {
 		queueLedger(batch, row, t.grantOf(row.key))
 	}
@@ -366,7 +384,7 @@ func queueLedger(batch *pgx.Batch, row ledgerRow, g domain.Grant) {
 		INSERT INTO ledger (resource, entry, kind, reference, on_hand_delta, reserved_delta, sold_delta, redeemed_delta,
 		                    strategy, epoch, token, grant_id)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, NULLIF($11::bigint, 0), $12)`,
-		row.key, newUUID(), row.why.Kind, idOf(row.why.Reference),
+		row.key, row.entry, row.why.Kind, idOf(row.why.Reference),
 		row.onHandDelta, row.reservedDelta, row.soldDelta, row.redeemedDelta,
 		g.Strategy, g.Epoch, int64(g.Token), g.ID)
 }

@@ -353,7 +353,7 @@ func testSuperseded(t *testing.T, w *world) {
 	require.ErrorIs(t, n.Ready(t.Context()), domain.ErrSuperseded)
 	require.EqualValues(t, 1, w.stock(key))
 
-	require.NoError(t, n.Claim(t.Context(), domain.ScopeInventory, w.row.Name))
+	require.NoError(t, n.Claim(t.Context(), map[domain.Scope]string{domain.ScopeInventory: w.row.Name}))
 	receipt, err := n.addTo(t.Context(), key)
 	require.NoError(t, err, "it may take the scope back")
 	require.EqualValues(t, 3, receipt.Grants[0].Epoch)

@@ -129,9 +129,9 @@ func (w *world) node(change ...func(*locking.Backend, *locking.Database)) *node 
 		f(n.backend, &database)
 	}
 	n.Guard = locking.NewGuard(database, backends, locking.Options{LockWait: deadline, Log: w.config.Log})
-	for _, scope := range []domain.Scope{domain.ScopeInventory, domain.ScopeCoupons} {
-		require.NoError(w.t, n.Claim(w.t.Context(), scope, w.row.Name))
-	}
+	require.NoError(w.t, n.Claim(w.t.Context(), map[domain.Scope]string{
+		domain.ScopeInventory: w.row.Name, domain.ScopeCoupons: w.row.Name,
+	}))
 	return n
 }
 
