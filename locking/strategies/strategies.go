@@ -15,9 +15,10 @@ import (
 
 // Config says where the lock servers are. A strategy whose servers are not named is shown as not available.
 type Config struct {
-	RedisURL string
-	LeaseTTL time.Duration // the term of a lease
-	Log      *slog.Logger
+	RedisURL    string
+	RedlockURLs []string      // independent masters, an odd number of them
+	LeaseTTL    time.Duration // the term of a lease
+	Log         *slog.Logger
 }
 
 // Traits are what a strategy promises; the conformance suite holds it to them.
@@ -55,6 +56,15 @@ func All() []Strategy {
 				}, nil
 			}
 			return redislock.Open(c.RedisURL, c.LeaseTTL, c.Log)
+		}},
+		{redislock.RedlockName, Traits{Exclusive: true, Expires: true, Fences: true}, func(c Config) (*locking.Backend, error) {
+			if len(c.RedlockURLs) == 0 {
+				return &locking.Backend{
+					Name: redislock.RedlockName, Summary: redislock.RedlockSummary, Fences: true,
+					Problem: "no Redis servers are configured: set FENCEPOST_REDLOCK_URLS",
+				}, nil
+			}
+			return redislock.OpenRedlock(c.RedlockURLs, c.LeaseTTL, c.Log)
 		}},
 	}
 }

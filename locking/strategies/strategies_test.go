@@ -3,6 +3,7 @@ package strategies_test
 import (
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 
 	"fencepost/locking/lockingtest"
@@ -13,7 +14,10 @@ import (
 // second one while it holds the first would never end.
 func TestConformance(t *testing.T) {
 	t.Parallel()
-	config := strategies.Config{RedisURL: os.Getenv("FENCEPOST_REDIS_URL")}
+	config := strategies.Config{
+		RedisURL:    os.Getenv("FENCEPOST_REDIS_URL"),
+		RedlockURLs: strings.Split(os.Getenv("FENCEPOST_REDLOCK_URLS"), ","),
+	}
 	for _, row := range strategies.All() {
 		for _, poolSize := range []int32{1, 8} {
 			t.Run(fmt.Sprintf("%s/pool of %d", row.Name, poolSize), func(t *testing.T) {
