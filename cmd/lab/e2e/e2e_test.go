@@ -287,8 +287,13 @@ func TestStartErrors(t *testing.T) {
 
 func createItem(t *testing.T, url string) (sku string) {
 	t.Helper()
+	return createStock(t, url, 1_000_000)
+}
+
+func createStock(t *testing.T, url string, stock int) (sku string) {
+	t.Helper()
 	sku = uuid.NewString()
-	status := exchange(t.Context(), http.MethodPost, url+"/v1/items", map[string]any{"sku": sku, "name": t.Name(), "stock": 1_000_000}, nil)
+	status := exchange(t.Context(), http.MethodPost, url+"/v1/items", map[string]any{"sku": sku, "name": t.Name(), "stock": stock}, nil)
 	require.Equal(t, http.StatusCreated, status)
 	return sku
 }
