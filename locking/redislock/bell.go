@@ -8,51 +8,64 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// bell wakes those who wait for a release. All waiters of a process share one connection, on which a channel is subscribed
-// as long as somebody waits for its key. A ring wakes one waiter of the process, not all of them: only one can win, and the
-// release of that one rings again. When the connection is lost and comes back, everybody is woken, because a ring may have
-// been missed.
+// bell wakes those who wait for a release. All waiters of a process share one connection to each server, on which a channel
+// is subscribed as long as somebody waits for its key. A ring wakes one waiter of the process, not all of them: only one can
+// win, and the release of that one rings again. Everybody is woken when a ring may have been missed: after the channel was
+// subscribed on a majority of the servers, and when a connection was lost and has come back.
 type bell struct {
-	client *redis.Client
-	log    *slog.Logger
+	log     *slog.Logger
+	servers []server
 
 	mu     sync.Mutex
-	pubsub *redis.PubSub // nil while nobody has waited yet
+	lines  []*line // nil while nobody has waited yet
 	queues map[string]*queue
-	done   chan struct{}
+	closed bool
 }
 
 // queue is the waiters for one channel, the longest waiting first.
 type queue struct {
-	waiters []chan struct{}
+	waiters    []chan struct{}
+	subscribed map[*line]bool // the lines on which the server has confirmed the channel
+	last       string         // the latest ring: of several servers, each sends a copy
 }
 
-func newBell(client *redis.Client, log *slog.Logger) *bell {
-	return &bell{client: client, log: log, queues: map[string]*queue{}}
+// line is the connection to one server. Only its own goroutine sends on it: a server that does not answer keeps that
+// goroutine waiting, and nobody else.
+type line struct {
+	pubsub *redis.PubSub
+	done   chan struct{}
+
+	changed chan struct{}   // wakes the sender
+	stale   map[string]bool // channels whose queue has come or gone since the sender last looked; guarded by bell.mu
 }
 
-// listen returns a channel that receives when it is this waiter's turn to try again. stop must be called; a ring that the
-// waiter has not used goes on to the next.
-func (b *bell) listen(ctx context.Context, channel string) (rung <-chan struct{}, stop func()) {
+func newBell(log *slog.Logger, servers ...server) *bell {
+	return &bell{log: log, servers: servers, queues: map[string]*queue{}}
+}
+
+// listen returns a channel that receives when it is this waiter's turn to try again. stop must be called, when the waiter
+// has the lock or has given up. Then the next one is woken: a waiter that was rung and ended before it could try would take
+// the ring with it, and the others would sleep beside a free lock. One that has the lock costs the next a try in vain.
+func (b *bell) listen(channel string) (rung <-chan struct{}, stop func()) {
 	mine := make(chan struct{}, 1)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.pubsub == nil {
-		b.pubsub = b.client.Subscribe(context.WithoutCancel(ctx))
-		b.done = make(chan struct{})
-		go b.serve(b.pubsub.ChannelWithSubscriptions(), b.done)
+	if b.lines == nil && !b.closed {
+		for _, s := range b.servers {
+			b.connect(s)
+		}
 	}
 	q := b.queues[channel]
 	if q == nil {
-		q = &queue{}
+		q = &queue{subscribed: map[*line]bool{}}
 		b.queues[channel] = q
-		b.send(ctx, b.pubsub.Subscribe, channel)
+		b.change(channel)
 	}
 	q.waiters = append(q.waiters, mine)
-	return mine, func() { b.leave(ctx, channel, mine) }
+	return mine, func() { b.leave(channel, mine) }
 }
 
-func (b *bell) leave(ctx context.Context, channel string, mine chan struct{}) {
+func (b *bell) leave(channel string, mine chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	q := b.queues[channel]
@@ -64,21 +77,91 @@ func (b *bell) leave(ctx context.Context, channel string, mine chan struct{}) {
 	}
 	if len(q.waiters) == 0 {
 		delete(b.queues, channel)
-		b.send(ctx, b.pubsub.Unsubscribe, channel)
+		b.change(channel)
 		return
 	}
-	select {
-	case <-mine:
-		q.ring()
-	default:
+	q.ring()
+}
+
+// connect wants b.mu held.
+func (b *bell) connect(s server) {
+	l := &line{
+		pubsub:  s.Subscribe(context.Background()), // no channel yet, so nothing is dialled
+		done:    make(chan struct{}),
+		changed: make(chan struct{}, 1),
+		stale:   map[string]bool{},
+	}
+	b.lines = append(b.lines, l)
+	var group sync.WaitGroup
+	group.Go(func() { b.send(l) })
+	group.Go(func() { b.receive(l) })
+	go func() {
+		group.Wait()
+		close(l.done)
+	}()
+}
+
+// change has every line look at a channel whose queue has come or gone. It wants b.mu held.
+func (b *bell) change(channel string) {
+	for _, l := range b.lines {
+		l.stale[channel] = true
+		select {
+		case l.changed <- struct{}{}:
+		default:
+		}
 	}
 }
 
-// send tells the server what is listened to. If it cannot be reached, the client subscribes again when it is back; until
-// then waiters live by the end of the term.
-func (b *bell) send(ctx context.Context, command func(context.Context, ...string) error, channel string) {
-	if err := command(context.WithoutCancel(ctx), channel); err != nil {
-		b.log.Debug("redis: subscribing", "channel", channel, "error", err)
+// send tells the server which channels are listened to. If it cannot be reached, the client subscribes again when it is
+// back; until then waiters live by the other servers and by the end of the term.
+func (b *bell) send(l *line) {
+	ctx := context.Background() // the client's own time-outs hold
+	for range l.changed {
+		b.mu.Lock()
+		var wanted, unwanted []string
+		for channel := range l.stale {
+			if b.queues[channel] != nil {
+				wanted = append(wanted, channel)
+			} else {
+				unwanted = append(unwanted, channel)
+			}
+		}
+		clear(l.stale)
+		b.mu.Unlock()
+		if len(wanted) > 0 {
+			if err := l.pubsub.Subscribe(ctx, wanted...); err != nil {
+				b.log.Debug("redis: subscribing", "channels", wanted, "error", err)
+			}
+		}
+		if len(unwanted) > 0 {
+			if err := l.pubsub.Unsubscribe(ctx, unwanted...); err != nil {
+				b.log.Debug("redis: unsubscribing", "channels", unwanted, "error", err)
+			}
+		}
+	}
+}
+
+func (b *bell) receive(l *line) {
+	for message := range l.pubsub.ChannelWithSubscriptions() {
+		b.mu.Lock()
+		switch m := message.(type) {
+		case *redis.Message:
+			if q := b.queues[m.Channel]; q != nil && m.Payload != q.last {
+				q.last = m.Payload
+				q.ring()
+			}
+		case *redis.Subscription:
+			if q := b.queues[m.Channel]; q != nil && m.Kind == "subscribe" {
+				again := q.subscribed[l]
+				q.subscribed[l] = true
+				// With a majority subscribed, whatever is still in the way of a waiter that tries now is on a server
+				// whose ring it will hear: two majorities meet.
+				if again || len(q.subscribed) == majority(len(b.servers)) {
+					q.ringAll()
+				}
+			}
+		}
+		b.mu.Unlock()
 	}
 }
 
@@ -93,33 +176,20 @@ func (q *queue) ring() {
 	}
 }
 
-func (b *bell) serve(messages <-chan any, done chan struct{}) {
-	defer close(done)
-	for message := range messages {
-		b.mu.Lock()
-		switch m := message.(type) {
-		case *redis.Message:
-			if q := b.queues[m.Channel]; q != nil {
-				q.ring()
-			}
-		case *redis.Subscription:
-			// Subscribed, for the first time or again: what was rung before has not been heard.
-			if q := b.queues[m.Channel]; q != nil && m.Kind == "subscribe" {
-				for range q.waiters {
-					q.ring()
-				}
-			}
-		}
-		b.mu.Unlock()
+func (q *queue) ringAll() {
+	for range q.waiters {
+		q.ring()
 	}
 }
 
 func (b *bell) close() {
 	b.mu.Lock()
-	pubsub, done := b.pubsub, b.done
+	lines := b.lines
+	b.lines, b.closed = nil, true
 	b.mu.Unlock()
-	if pubsub != nil {
-		_ = pubsub.Close() // ends serve
-		<-done
+	for _, l := range lines {
+		close(l.changed)
+		_ = l.pubsub.Close() // ends receive
+		<-l.done
 	}
 }

@@ -16,6 +16,7 @@ func TestConformance(t *testing.T) {
 	t.Parallel()
 	config := strategies.Config{
 		RedisURL:         os.Getenv("FENCEPOST_REDIS_URL"),
+		RedlockURLs:      strings.Split(os.Getenv("FENCEPOST_REDLOCK_URLS"), ","),
 		ZooKeeperServers: strings.Split(os.Getenv("FENCEPOST_ZOOKEEPER_SERVERS"), ","),
 	}
 	for _, row := range strategies.All() {

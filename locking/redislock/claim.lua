@@ -1,0 +1,12 @@
+-- Phase 1 of a Redlock grant: takes this node's lock and tells the number of the newest grant that the node knows of.
+-- KEYS: lock, number. ARGV: the owner's id, the term in milliseconds.
+-- Returns {1, number} when the lock is ours, {0, milliseconds until it expires, the owner's id} when it is somebody else's.
+--
+-- The number never expires and is not changed here. It stays a string: a Lua number is exact only up to 2^53. A lock that
+-- already carries our id was taken by an earlier copy of this message.
+local owner = redis.call('GET', KEYS[1])
+if owner and owner ~= ARGV[1] then
+    return {0, tostring(redis.call('PTTL', KEYS[1])), owner}
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return {1, redis.call('GET', KEYS[2]) or '0'}

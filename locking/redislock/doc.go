@@ -1,0 +1,2 @@
+// Package redislock is two strategies.
+package redislock
