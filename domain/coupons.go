@@ -76,7 +76,6 @@ func (s *Service) Redeem(ctx context.Context, caller Caller, in NewRedemption) (
 			return Redemption{}, Receipt{}, err
 		}
 	}
-	now := s.now()
 	r := Redemption{
 		ID:            RedemptionPrefix + s.NewID(),
 		Code:          in.Code,
@@ -84,7 +83,6 @@ func (s *Service) Redeem(ctx context.Context, caller Caller, in NewRedemption) (
 		ReservationID: in.ReservationID,
 		State:         Redeemed,
 		CreatedBy:     caller.ID,
-		CreatedAt:     now,
 	}
 	receipt, err := s.Guard.Do(ctx, []Key{CouponKey(in.Code)}, func(ctx context.Context, tx Tx) error {
 		coupon, err := tx.Coupon(ctx, in.Code)
@@ -97,7 +95,8 @@ func (s *Service) Redeem(ctx context.Context, caller Caller, in NewRedemption) (
 				return err
 			}
 		}
-		if err := coupon.Redeem(uses, now); err != nil {
+		r.CreatedAt = s.now() // not before the wait for the lock: a coupon that expired meanwhile has expired
+		if err := coupon.Redeem(uses, r.CreatedAt); err != nil {
 			return err
 		}
 		tx.PutCoupon(coupon, Entry{Kind: EntryRedeem, Reference: r.ID})

@@ -53,6 +53,7 @@ type Refusal struct {
 	Reason       string // the code of the error: stale_fencing_token, strategy_superseded, fencing_required
 	CurrentEpoch int64
 	CurrentToken Token
+	CurrentGrant GrantID // zero if the fence did not say
 }
 
 // Receipt says under which grants a section ran and where its time went. It is for headers and metrics; no decision
@@ -82,6 +83,11 @@ type Guard interface {
 // memory, and what was put is written in one go before the commit. An item or coupon has to be read before it is put;
 // putting something that belongs to a key which the section does not hold is refused by the database.
 type Tx interface {
+	// Slow runs a step that takes its time (a payment, a fraud check) between what was read and what will be put. Under a
+	// lease no database connection is held meanwhile; a row lock keeps one. When it returns nil, what was read before still
+	// holds. Nothing may have been put yet.
+	Slow(ctx context.Context, step func(context.Context) error) error
+
 	Item(ctx context.Context, sku string) (Item, error)
 	// PutItem sets the item's new absolute state. The store notes the difference in the ledger, under the entry's name.
 	PutItem(item Item, why Entry)

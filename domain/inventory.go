@@ -98,15 +98,12 @@ func (s *Service) Reserve(ctx context.Context, caller Caller, in NewReservation)
 	if in.TTL < time.Second || in.TTL > s.MaxTTL {
 		return Reservation{}, Receipt{}, Invalid("ttl_seconds", "must be between 1 and %d", int64(s.MaxTTL/time.Second))
 	}
-	now := s.now()
 	r := Reservation{
 		ID:         ReservationPrefix + s.NewID(),
 		State:      Held,
 		Lines:      []Line{{SKU: in.SKU, Quantity: in.Quantity}},
 		CustomerID: in.CustomerID,
 		CreatedBy:  caller.ID,
-		CreatedAt:  now,
-		ExpiresAt:  now.Add(in.TTL),
 	}
 	receipt, err := s.Guard.Do(ctx, r.Keys(), func(ctx context.Context, tx Tx) error {
 		item, err := tx.Item(ctx, in.SKU)
@@ -115,6 +112,13 @@ func (s *Service) Reserve(ctx context.Context, caller Caller, in NewReservation)
 		}
 		if err := item.Hold(in.Quantity); err != nil {
 			return err
+		}
+		r.CreatedAt = s.now() // a hold that waited for its lock is not born old
+		r.ExpiresAt = r.CreatedAt.Add(in.TTL)
+		if s.Review != nil {
+			if err := tx.Slow(ctx, func(ctx context.Context) error { return s.Review(ctx, r) }); err != nil {
+				return fmt.Errorf("reviewing the reservation: %w", err)
+			}
 		}
 		tx.PutItem(item, Entry{Kind: EntryHold, Reference: r.ID})
 		tx.PutReservation(r)

@@ -66,7 +66,7 @@ type Caller struct {
 
 func (c Caller) sees(createdBy string) bool { return c.Admin || c.ID == createdBy }
 
-// Service is the use cases. All fields are required; it is safe for concurrent use.
+// Service is the use cases. All fields but Review are required; it is safe for concurrent use.
 type Service struct {
 	Guard   Guard
 	Store   Store
@@ -75,6 +75,10 @@ type Service struct {
 	HoldTTL time.Duration    // how long a hold lasts when the request does not say
 	MaxTTL  time.Duration    // the longest hold that may be asked for
 	Fencing Fencing          // of resources that do not say
+
+	// Review, if set, has the last word on a reservation that stock is there for, such as a fraud check has. It runs while
+	// the lock is held, between the read and the write: the place where a lock is held for long.
+	Review func(ctx context.Context, r Reservation) error
 }
 
 // ReservationPrefix and RedemptionPrefix begin the ids of their kind, so that one cannot be taken for the other.

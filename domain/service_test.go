@@ -121,6 +121,8 @@ func (s *section) holds(key domain.Key) {
 	assert.Contains(s.t, s.keys, key, "put without being held")
 }
 
+func (s *section) Slow(ctx context.Context, step func(context.Context) error) error { return step(ctx) }
+
 func (s *section) Item(_ context.Context, sku string) (domain.Item, error) {
 	return find(s.rows.items, sku)
 }

@@ -82,6 +82,8 @@ func find[T any](m map[string]T, name string) (T, error) {
 	return v, nil
 }
 
+func (u unit) Slow(ctx context.Context, step func(context.Context) error) error { return step(ctx) }
+
 func (u unit) Item(_ context.Context, sku string) (domain.Item, error) { return find(u.items, sku) }
 func (u unit) PutItem(i domain.Item, _ domain.Entry)                   { u.items[i.SKU] = i }
 func (u unit) Reservation(_ context.Context, id string) (domain.Reservation, error) {

@@ -8,23 +8,29 @@ import (
 	"fencepost/domain"
 )
 
-// Claim puts the strategy in charge of a shared scope and makes this instance use it. If another strategy, or the same on
-// other servers, was in charge, a new epoch begins and the instances that run the old one are refused from now on.
-func (g *Guard) Claim(ctx context.Context, scope domain.Scope, strategy string) error {
-	backend, err := g.backends.find(strategy)
-	if err != nil {
-		return err
+// Claim puts a strategy in charge of each shared scope and makes this instance use it. Where another strategy, or the same
+// on other servers, was in charge, a new epoch begins and the instances that run the old one are refused from now on.
+//
+// Every server is asked before the first scope is claimed: an instance that cannot start must not turn away the others first.
+func (g *Guard) Claim(ctx context.Context, strategies map[domain.Scope]string) error {
+	fingerprints := map[domain.Scope]string{}
+	for scope, strategy := range strategies {
+		backend, err := g.backends.find(strategy)
+		if err != nil {
+			return err
+		}
+		if fingerprints[scope], err = backend.fingerprint(ctx, false); err != nil {
+			return fmt.Errorf("taking charge of %s with %s: %w", scope, strategy, err)
+		}
 	}
-	fingerprint, err := backend.fingerprint(ctx, false)
-	if err != nil {
-		return fmt.Errorf("taking charge of %s with %s: %w", scope, strategy, err)
+	for scope, strategy := range strategies {
+		a, err := g.db.ClaimAuthority(ctx, scope, strategy, fingerprints[scope])
+		if err != nil {
+			return fmt.Errorf("taking charge of %s with %s: %w", scope, strategy, err)
+		}
+		g.reigns.claim(a)
+		g.log.Info("lock authority", "scope", a.Scope, "strategy", a.Strategy, "epoch", a.Epoch, "since", a.Since)
 	}
-	a, err := g.db.ClaimAuthority(ctx, scope, strategy, fingerprint)
-	if err != nil {
-		return fmt.Errorf("taking charge of %s with %s: %w", scope, strategy, err)
-	}
-	g.reigns.claim(a)
-	g.log.Info("lock authority", "scope", a.Scope, "strategy", a.Strategy, "epoch", a.Epoch, "since", a.Since)
 	return nil
 }
 
@@ -34,7 +40,7 @@ func (g *Guard) Spec(ctx context.Context, kind domain.Kind, strategy string, fen
 	effective := strategy
 	if effective == "" {
 		g.reigns.mu.Lock()
-		effective = g.reigns.ours[scopeOf(kind)]
+		effective = g.reigns.ours[scopeOf(kind)].Strategy
 		g.reigns.mu.Unlock()
 	}
 	backend, err := g.backends.find(effective)

@@ -52,12 +52,12 @@ func NewGuard(db Database, backends Backends, o Options) *Guard {
 }
 
 const (
-	// How often a section is tried: once, again after its authority's epoch was raised by somebody else, again after its
-	// own counter was healed.
-	maxTries = 3
 	// How long giving a lock back may take. It is not bound to the request: a request that was cancelled must not leave
 	// its lock to everybody else until the term ends.
 	releaseTimeout = 2 * time.Second
+	// What is left of the wait for PostgreSQL at the least: a section that has just got its lock must not fail because the
+	// lock took all the time there was.
+	minDatabaseWait = 250 * time.Millisecond
 )
 
 // Do implements domain.Guard.
@@ -68,9 +68,13 @@ func (g *Guard) Do(ctx context.Context, keys []domain.Key, fn func(context.Conte
 	if len(keys) == 0 {
 		return receipt, errors.New("locking: a section needs at least one key")
 	}
-	for range maxTries {
+	// A section is tried once, again after an epoch was raised by somebody else, and again for each key whose counter had
+	// gone back. All tries share one wait.
+	wait, cancel := context.WithTimeoutCause(ctx, g.lockWait, domain.ErrLockTimeout)
+	defer cancel()
+	for range 2 + len(keys) {
 		var retry bool
-		receipt, retry, err = g.once(ctx, keys, fn)
+		receipt, retry, err = g.once(ctx, wait, keys, fn)
 		if !retry {
 			break
 		}
@@ -78,8 +82,9 @@ func (g *Guard) Do(ctx context.Context, keys []domain.Key, fn func(context.Conte
 	return receipt, err
 }
 
-// once runs the section one time. retry means that nothing was written, and that the reason is gone.
-func (g *Guard) once(ctx context.Context, keys []domain.Key, fn func(context.Context, domain.Tx) error) (receipt domain.Receipt, retry bool, err error) {
+// once runs the section one time. wait is the part of ctx in which the locks have to come free. retry means that nothing was
+// written, and that the reason is gone.
+func (g *Guard) once(ctx, wait context.Context, keys []domain.Key, fn func(context.Context, domain.Tx) error) (receipt domain.Receipt, retry bool, err error) {
 	began := time.Now()
 	section, lose := context.WithCancelCause(ctx)
 	defer lose(nil) // stops the renewals
@@ -92,8 +97,9 @@ func (g *Guard) once(ctx context.Context, keys []domain.Key, fn func(context.Con
 		}
 	}()
 
-	wait, cancel := context.WithTimeoutCause(section, g.lockWait, domain.ErrLockTimeout)
-	defer cancel()
+	wait, cancel := context.WithCancelCause(wait)
+	defer cancel(nil)
+	defer context.AfterFunc(section, func() { cancel(context.Cause(section)) })() // a lease that is lost ends the wait for the next
 	grants := make([]domain.Grant, 0, len(keys))
 	leases := make(map[domain.Key]*Lease, len(keys))
 	for _, key := range keys {
@@ -115,13 +121,16 @@ func (g *Guard) once(ctx context.Context, keys []domain.Key, fn func(context.Con
 			held = append(held, lease)
 			leases[key] = lease
 			grant.Token = lease.Token
-			go lease.keep(section, lose)
+			if lease.Extend != nil {
+				go lease.keep(section, lose)
+			}
 		}
 		grants = append(grants, grant)
 	}
 	waited := time.Since(began)
 
-	receipt, err = g.db.Transact(section, grants, max(g.lockWait-waited, time.Millisecond), fn)
+	deadline, _ := wait.Deadline()
+	receipt, err = g.db.Transact(section, grants, max(time.Until(deadline), minDatabaseWait), fn)
 	receipt.LockWait += waited
 	if receipt.Grants == nil {
 		receipt.Grants = grants
@@ -171,7 +180,7 @@ func (g *Guard) refused(ctx context.Context, e *domain.RefusedError, lease *Leas
 		// Perhaps only the epoch was raised, and this instance's strategy still is the one in charge.
 		return g.reigns.refresh(ctx, g, grant.Key, grant.Epoch)
 	case errors.Is(e, domain.ErrStaleToken):
-		if lease != nil {
+		if lease != nil && lease.Extend != nil {
 			if _, err := lease.Extend(ctx); err != nil {
 				return false
 			}

@@ -29,7 +29,7 @@ type Lease struct {
 	// Term is how long the lock server keeps the lock of a holder that it does not hear of.
 	Term time.Duration
 	// Extend asks for another term and returns its Until. It must never create what is not there any more: an answer of
-	// domain.ErrLockLost is final.
+	// domain.ErrLockLost is final. Nil: the lock has no term and cannot be lost, and Until and Term say nothing.
 	Extend func(ctx context.Context) (until time.Time, err error)
 	// Release gives the lock back if it is still this grant's, and only then.
 	Release func(ctx context.Context) error

@@ -12,8 +12,8 @@ import (
 // memory that is out of date is safe: it can only make a grant lose. The zero value is ready.
 type reigns struct {
 	mu      sync.Mutex
-	ours    map[domain.Scope]string     // the strategy that this instance was told to use
-	scopes  map[domain.Key]domain.Scope // never changes for a key
+	ours    map[domain.Scope]domain.Authority // the reigns over shared scopes that this instance began or joined
+	scopes  map[domain.Key]domain.Scope       // never changes for a key
 	current map[domain.Scope]domain.Authority
 }
 
@@ -49,15 +49,17 @@ func (r *reigns) bind(ctx context.Context, g *Guard, key domain.Key) (bound, err
 	return bound{authority, backend}, nil
 }
 
-// accept checks that this instance may act under the authority: it runs the same strategy on the same servers. For a
-// shared scope anything else means that another instance has taken over. A single resource with a strategy of its own has
-// no instance in charge, so whoever finds its servers changed takes over.
+// accept checks that this instance may act under the authority: it runs the same strategy on the same servers. There are
+// two harmless ways in which the servers can be others. Those of this instance have lost their memory, and with it their
+// identity, since it took charge of a shared scope: it goes on with the next epoch. Or the authority is that of a single
+// resource, which has no instance in charge: whoever finds its servers changed takes over. Anything else means that another
+// instance has taken over.
 func (r *reigns) accept(ctx context.Context, g *Guard, a domain.Authority) (domain.Authority, error) {
 	r.mu.Lock()
-	strategy, shared := r.ours[a.Scope]
+	ours, shared := r.ours[a.Scope]
 	r.mu.Unlock()
-	if shared && strategy != a.Strategy {
-		return a, superseded(a, strategy)
+	if shared && ours.Strategy != a.Strategy {
+		return a, superseded(a, ours.Strategy)
 	}
 	backend, err := g.backends.find(a.Strategy)
 	if err != nil {
@@ -65,17 +67,24 @@ func (r *reigns) accept(ctx context.Context, g *Guard, a domain.Authority) (doma
 	}
 	fingerprint, err := backend.fingerprint(ctx, false)
 	if err == nil && fingerprint != a.Fingerprint {
-		fingerprint, err = backend.fingerprint(ctx, true) // the servers may have lost their identity meanwhile
+		fingerprint, err = backend.fingerprint(ctx, true)
 	}
 	switch {
 	case err != nil:
 		return a, err
 	case fingerprint == a.Fingerprint:
-		return a, nil
-	case shared:
-		return a, superseded(a, strategy)
+	case shared && ours.Fingerprint != a.Fingerprint:
+		return a, superseded(a, ours.Strategy)
+	default:
+		if a, err = g.db.ClaimAuthority(ctx, a.Scope, a.Strategy, fingerprint); err != nil {
+			return a, err
+		}
+		g.log.Warn("a lock authority has lost its memory; its epoch was raised", "scope", a.Scope, "strategy", a.Strategy, "epoch", a.Epoch)
 	}
-	return g.db.ClaimAuthority(ctx, a.Scope, a.Strategy, fingerprint)
+	if shared {
+		r.claim(a)
+	}
+	return a, nil
 }
 
 func superseded(a domain.Authority, ours string) error {
@@ -128,12 +137,12 @@ func (r *reigns) raise(ctx context.Context, g *Guard, key domain.Key, from int64
 	return true
 }
 
-// claim takes over a shared scope for this instance.
+// claim remembers a reign over a shared scope as this instance's.
 func (r *reigns) claim(a domain.Authority) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.ours == nil {
-		r.ours = map[domain.Scope]string{}
+		r.ours = map[domain.Scope]domain.Authority{}
 	}
-	r.ours[a.Scope] = a.Strategy
+	r.ours[a.Scope] = a
 }

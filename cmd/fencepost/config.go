@@ -50,6 +50,8 @@ type Config struct {
 	HoldTTL    time.Duration `env:"FENCEPOST_HOLD_TTL" default:"10m" help:"How long a reservation holds stock when the request does not say."`
 	MaxHoldTTL time.Duration `env:"FENCEPOST_MAX_HOLD_TTL" default:"24h" help:"The longest hold that a request may ask for."`
 
+	ReviewTime time.Duration `env:"FENCEPOST_REVIEW_TIME" default:"0s" help:"How long a simulated fraud check takes while the lock is held, between read and write. For demonstrations; 0 is none."`
+
 	Instances       []string      `env:"FENCEPOST_INSTANCES" placeholder:"URL,URL" help:"Base URLs of all instances: a page that one of them served may call the others."`
 	DrainDelay      time.Duration `env:"FENCEPOST_DRAIN_DELAY" default:"1s" help:"How long /readyz says no before the service stops listening."`
 	ShutdownTimeout time.Duration `env:"FENCEPOST_SHUTDOWN_TIMEOUT" default:"15s" help:"How long requests may take to finish after SIGTERM."`
@@ -172,6 +174,7 @@ func (c *Config) checkAll() error {
 	if !c.unreadable("FENCEPOST_MAX_HOLD_TTL") {
 		c.checkDuration("FENCEPOST_HOLD_TTL", c.HoldTTL, time.Second, c.MaxHoldTTL)
 	}
+	c.checkDuration("FENCEPOST_REVIEW_TIME", c.ReviewTime, 0, 10*time.Second)
 	c.checkDuration("FENCEPOST_SHUTDOWN_TIMEOUT", c.ShutdownTimeout, time.Millisecond, 10*time.Minute)
 	c.checkDuration("FENCEPOST_DRAIN_DELAY", c.DrainDelay, 0, time.Minute)
 
@@ -234,11 +237,11 @@ func (c *Config) checkDuration(variable string, d, least, most time.Duration) {
 }
 
 func (c *Config) checkStrategy(variable, strategy string) {
-	switch known := strategies.Names(); {
-	case !slices.Contains(known, strategy):
-		c.problem(variable, "is %q, which is no strategy: set it to one of %s", strategy, strings.Join(known, ", "))
-	case strategy == "none" && c.Fencing == string(domain.FencingEnforced):
-		c.problem(variable, "is none, which issues no fencing tokens: set FENCEPOST_FENCING=off as well, or another strategy")
+	switch row, known := strategies.Find(strategy); {
+	case !known:
+		c.problem(variable, "is %q, which is no strategy: set it to one of %s", strategy, strings.Join(strategies.Names(), ", "))
+	case !row.Traits.Fences && c.Fencing == string(domain.FencingEnforced):
+		c.problem(variable, "is %s, which issues no fencing tokens: set FENCEPOST_FENCING=off as well, or another strategy", strategy)
 	case strategy == "redis" && c.RedisURL == "" && !c.unreadable("FENCEPOST_REDIS_URL_FILE"):
 		c.problem(variable, "is redis: set FENCEPOST_REDIS_URL to its server")
 	}

@@ -64,7 +64,7 @@ func TestServeRefusesBadConfiguration(t *testing.T) {
 			map[string]string{"FENCEPOST_AUTH": "off", "FENCEPOST_LISTEN": "10.0.0.7:8080"},
 			`FENCEPOST_AUTH is off and FENCEPOST_LISTEN is 10.0.0.7:8080: `,
 		},
-		{"strategy", map[string]string{"FENCEPOST_INVENTORY_LOCK": "paxos"}, `FENCEPOST_INVENTORY_LOCK is "paxos", which is no strategy: set it to one of none, postgres, redis`},
+		{"strategy", map[string]string{"FENCEPOST_INVENTORY_LOCK": "paxos"}, `FENCEPOST_INVENTORY_LOCK is "paxos", which is no strategy: set it to one of none, local, postgres, redis`},
 		{"no fence for none", map[string]string{"FENCEPOST_COUPON_LOCK": "none"}, `FENCEPOST_COUPON_LOCK is none, which issues no fencing tokens: set FENCEPOST_FENCING=off as well, or another strategy`},
 		{"redis without a server", map[string]string{"FENCEPOST_INVENTORY_LOCK": "redis"}, `FENCEPOST_INVENTORY_LOCK is redis: set FENCEPOST_REDIS_URL to its server`},
 		{"fencing", map[string]string{"FENCEPOST_FENCING": "on"}, `FENCEPOST_FENCING is "on": set it to enforced or off`},

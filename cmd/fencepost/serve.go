@@ -61,10 +61,8 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 	}
 	defer func() { err = errors.Join(err, backends.Close()) }()
 	guard := locking.NewGuard(store, backends, locking.Options{LockWait: c.LockWait, Log: log})
-	if err := guard.Claim(starting, domain.ScopeInventory, c.InventoryLock); err != nil {
-		return err
-	}
-	if err := guard.Claim(starting, domain.ScopeCoupons, c.CouponLock); err != nil {
+	claims := map[domain.Scope]string{domain.ScopeInventory: c.InventoryLock, domain.ScopeCoupons: c.CouponLock}
+	if err := guard.Claim(starting, claims); err != nil {
 		return err
 	}
 
@@ -78,6 +76,7 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 			HoldTTL: c.HoldTTL,
 			MaxTTL:  c.MaxHoldTTL,
 			Fencing: domain.Fencing(c.Fencing),
+			Review:  c.review(),
 		},
 		Strategies: guard.Strategies,
 		Ready: func(ctx context.Context) error {
@@ -96,6 +95,21 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 	return c.serve(ctx, listener, handler, &draining, log)
 }
 
+// review is the simulated slow step, nil if there is none.
+func (c *Config) review() func(context.Context, domain.Reservation) error {
+	if c.ReviewTime == 0 {
+		return nil
+	}
+	return func(ctx context.Context, _ domain.Reservation) error {
+		select {
+		case <-time.After(c.ReviewTime):
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
 // redisLog takes the lines that go-redis would write to standard error on its own. The errors that they are about come
 // back from the calls as well.
 type redisLog struct{ log *slog.Logger }
@@ -112,7 +126,7 @@ func (c *Config) serve(ctx context.Context, listener net.Listener, handler http.
 		Handler:           handler,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      requestTimeout + 5*time.Second,
+		WriteTimeout:      requestTimeout + 20*time.Second, // the outcome of a COMMIT is awaited beyond the request's time
 		IdleTimeout:       60 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),

@@ -158,7 +158,8 @@ func (s *Store) CreateCoupon(ctx context.Context, c domain.Coupon, lock domain.L
 func (s *Store) create(ctx context.Context, key domain.Key, lock domain.LockSpec, stock int64,
 	insert func(*pgx.Batch), readBack func(querier) error,
 ) error {
-	_, err := s.Transact(ctx, nil, endTimeout, func(ctx context.Context, work domain.Tx) error {
+	_, err := s.transact(ctx, nil, endTimeout, func(ctx context.Context, t *tx) error {
+		t.evidence = &ledgerRow{key: key, entry: newUUID()}
 		batch := &pgx.Batch{}
 		batch.Queue(`SELECT create_fence($1, $2, NULLIF($3, ''), $4, $5)`, key, lock.Fencing, lock.Strategy, lock.Fingerprint, newUUID())
 		insert(batch)
@@ -166,14 +167,13 @@ func (s *Store) create(ctx context.Context, key domain.Key, lock domain.LockSpec
 		batch.Queue(`
 			INSERT INTO ledger (resource, entry, kind, on_hand_delta, strategy, epoch, token, grant_id)
 			SELECT resource, $2, 'create', $3, strategy, epoch, token, grant_id FROM fences WHERE resource = $1`,
-			key, newUUID(), stock)
-		conn := work.(*tx).conn
-		if err := conn.SendBatch(ctx, batch).Close(); sqlState(err) == stateUnique {
+			key, t.evidence.entry, stock)
+		if err := t.conn.SendBatch(ctx, batch).Close(); sqlState(err) == stateUnique {
 			return fmt.Errorf("%s: %w", key, domain.ErrAlreadyExists)
 		} else if err != nil {
 			return domainError(ctx, err)
 		}
-		return readBack(conn)
+		return readBack(t.conn)
 	})
 	if err != nil {
 		return fmt.Errorf("creating %s: %w", key, err)

@@ -11,11 +11,13 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"fencepost/domain"
 	"fencepost/domain/postgres"
+	"fencepost/domain/postgres/postgrestest"
 )
 
 // Where a proxy cuts the connection.
@@ -199,4 +201,23 @@ func TestUnknownOutcome(t *testing.T) {
 	assert.NotErrorIs(t, err, domain.ErrUnavailable, "that would say that nothing was written")
 	_, err = w.store.Reservation(t.Context(), r.ID)
 	require.NoError(t, err, "here it was")
+}
+
+// A number that was handed out again after a crash, or has not been handed out again yet, says nothing about the transaction
+// that once had it: what counts is its own row.
+func TestForeignTransactionNumber(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	key := w.item(t, "a", 10, domain.FencingEnforced)
+	conn := postgrestest.Connect(t, w.db.ServiceURL)
+	foreign := query[string](t, conn, `SELECT pg_current_xact_id()::text`) // committed by the time the answer is here
+	err := w.store.Settle(t.Context(), foreign, key, uuid.New())
+	require.ErrorIs(t, err, domain.ErrUnavailable, "somebody else's COMMIT is none of ours")
+	require.NotErrorIs(t, err, domain.ErrOutcomeUnknown)
+
+	err = w.store.Settle(t.Context(), "99999999999", key, uuid.New())
+	require.ErrorIs(t, err, domain.ErrUnavailable, "a number of the future was lost in a crash")
+
+	entry := query[[16]byte](t, conn, `SELECT entry FROM ledger WHERE resource = $1`, key)
+	require.NoError(t, w.store.Settle(t.Context(), foreign, key, uuid.UUID(entry)), "the row is there, so it was committed")
 }

@@ -29,6 +29,9 @@ const (
 	stateCanceled     = "57014" // statement_timeout, or our own request to cancel
 	stateIdleTimeout  = "25P03" // idle_in_transaction_session_timeout
 	stateUnique       = "23505"
+	stateReadOnly     = "25006" // the server was demoted to a standby
+
+	stateInvalidParameter = "22023"
 )
 
 func sqlState(err error) string {
@@ -70,7 +73,7 @@ func plain(err error) error {
 		return nil
 	}
 	var pg *pgconn.PgError
-	if !errors.As(err, &pg) {
+	if !errors.As(err, &pg) || connecting(err) {
 		if unreachable(err) {
 			return &domain.UnavailableError{Server: "PostgreSQL", Err: err}
 		}
@@ -85,10 +88,13 @@ func plain(err error) error {
 		return refused(pg, domain.ErrFencingRequired, "fencing_required")
 	case stateNoResource:
 		return fmt.Errorf("%w: %w", domain.ErrNotFound, err)
-	case stateLockTimeout, stateCanceled, stateSerializable, stateDeadlock:
+	case stateLockTimeout, stateSerializable, stateDeadlock:
 		return fmt.Errorf("%w: %w", domain.ErrLockTimeout, err)
 	case stateIdleTimeout:
 		return fmt.Errorf("%w: %w", domain.ErrLockLost, err)
+	}
+	if pg.Code == stateReadOnly || pg.Code == stateCanceled {
+		return &domain.UnavailableError{Server: "PostgreSQL", Err: err}
 	}
 	// Classes: connection trouble, out of connections or disk, shut-down and crash.
 	switch pg.Code[:2] {
@@ -98,10 +104,16 @@ func plain(err error) error {
 	return err
 }
 
+// connecting tells whether it did not even come to a connection: whatever the server said to that (a wrong password, a
+// missing database), it is of no use.
+func connecting(err error) bool {
+	var connect *pgconn.ConnectError
+	return errors.As(err, &connect)
+}
+
 func unreachable(err error) bool {
 	var network net.Error
-	var connect *pgconn.ConnectError
-	return errors.As(err, &connect) || errors.As(err, &network) || pgconn.SafeToRetry(err) ||
+	return connecting(err) || errors.As(err, &network) || pgconn.SafeToRetry(err) ||
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed)
 }
 
@@ -114,6 +126,7 @@ func refused(pg *pgconn.PgError, sentinel error, reason string) error {
 		PresentedToken    string     `json:"presented_token"`
 		CurrentEpoch      string     `json:"current_epoch"`
 		CurrentToken      string     `json:"current_token"`
+		CurrentGrant      uuid.UUID  `json:"current_grant"`
 	}
 	if err := json.Unmarshal([]byte(pg.Detail), &d); err != nil {
 		return fmt.Errorf("%w (its detail cannot be read: %w): %w", sentinel, err, pg)
@@ -130,6 +143,7 @@ func refused(pg *pgconn.PgError, sentinel error, reason string) error {
 		Reason:       reason,
 		CurrentEpoch: number(d.CurrentEpoch),
 		CurrentToken: domain.Token(number(d.CurrentToken)),
+		CurrentGrant: domain.GrantID(d.CurrentGrant),
 	}}
 }
 

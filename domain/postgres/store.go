@@ -11,11 +11,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"fencepost/domain"
@@ -39,10 +41,10 @@ type Store struct {
 
 // The server ends what this process cannot end any more, because it is paused or cut off: a holder of row locks that
 // stopped in the middle of a transaction would otherwise keep everybody waiting for ever.
-var sessionLimits = map[string]string{
-	"statement_timeout":                   "15s",
-	"idle_in_transaction_session_timeout": "5s",
-}
+const (
+	statementTimeout = 15 * time.Second
+	idleTimeout      = 5 * time.Second // in a transaction, between two statements
+)
 
 // cancelGrace is how long the server is given to act on a cancelled query before the connection is given up.
 const cancelGrace = 2 * time.Second
@@ -55,9 +57,6 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 		return nil, fmt.Errorf("reading the database URL: %w", err)
 	}
 	config.MaxConns = max(o.MaxConns, 1)
-	for name, value := range sessionLimits {
-		config.ConnConfig.RuntimeParams[name] = value
-	}
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = "fencepost " + o.Instance
 	}
@@ -97,13 +96,15 @@ func (s *Store) check(ctx context.Context) error {
 		return err
 	}
 	var fsync, fullPageWrites, synchronousCommit string
-	var migrated, owner, creator bool
+	var migrated, owner, creator, writer bool
 	err := s.health.QueryRow(ctx, `
 		SELECT current_setting('fsync'), current_setting('full_page_writes'), current_setting('synchronous_commit'),
 		       to_regclass('public.ledger') IS NOT NULL,
 		       COALESCE((SELECT pg_has_role(relowner, 'MEMBER') FROM pg_class WHERE oid = to_regclass('public.fences')), false),
-		       has_schema_privilege('public', 'CREATE')`).
-		Scan(&fsync, &fullPageWrites, &synchronousCommit, &migrated, &owner, &creator)
+		       has_schema_privilege('public', 'CREATE'),
+		       COALESCE((SELECT bool_or(has_table_privilege(oid, 'INSERT, UPDATE, DELETE, TRUNCATE, TRIGGER'))
+		                   FROM pg_class WHERE oid IN (to_regclass('public.fences'), to_regclass('public.authorities'))), false)`).
+		Scan(&fsync, &fullPageWrites, &synchronousCommit, &migrated, &owner, &creator, &writer)
 	switch {
 	case err != nil:
 		return fmt.Errorf("checking the server: %w", plain(err))
@@ -116,6 +117,8 @@ func (s *Store) check(ctx context.Context) error {
 		return errors.New("the role in FENCEPOST_DATABASE_URL owns the tables and could switch the fence off: connect as fencepost_service")
 	case creator: // as its owner it could drop the tables, and anybody could slip a function between those of the fence
 		return errors.New("the role in FENCEPOST_DATABASE_URL may create objects in the schema public and could get round the fence: REVOKE CREATE ON SCHEMA public")
+	case writer: // pg_write_all_data, or a careless GRANT
+		return errors.New("the role in FENCEPOST_DATABASE_URL may write to fences or authorities past the fence's functions: REVOKE that right")
 	}
 	return nil
 }
@@ -153,25 +156,11 @@ func (s *Store) transact(ctx context.Context, grants []domain.Grant, lockWait ti
 func (s *Store) transactOnce(ctx context.Context, grants []domain.Grant, lockWait time.Duration,
 	fn func(context.Context, *tx) error,
 ) (receipt domain.Receipt, err error) {
-	conn, err := s.acquire(ctx, lockWait)
-	if err != nil {
-		return receipt, err
-	}
-	defer conn.Release() // destroys the connection if a transaction is still open on it
+	t := &tx{store: s, grants: slices.Clone(grants), lockWait: lockWait}
+	defer t.end(ctx) // also on a panic of fn
+	defer func() { receipt.Grants, receipt.LockWait = t.grants, t.waited }()
 
-	t := &tx{conn: conn.Conn(), store: s}
-	committed := false
-	defer func() {
-		if !committed { // also on a panic of fn
-			t.rollback(ctx)
-		}
-	}()
-
-	waiting := time.Now()
-	xid, err := t.begin(ctx, grants, lockWait)
-	receipt.LockWait = time.Since(waiting)
-	receipt.Grants = t.grants
-	if err != nil {
+	if err := t.open(ctx); err != nil {
 		return receipt, err
 	}
 	if err := fn(ctx, t); err != nil {
@@ -185,12 +174,12 @@ func (s *Store) transactOnce(ctx context.Context, grants []domain.Grant, lockWai
 	if ctx.Err() != nil {
 		return receipt, context.Cause(ctx)
 	}
-	committed, err = t.commit(ctx)
-	if committed {
-		conn.Release() // before asking for another: a section never holds one connection while it waits for the next
-		return receipt, s.settle(ctx, xid, err)
+	sent, err := t.commit(ctx)
+	if !sent {
+		return receipt, err
 	}
-	return receipt, err
+	t.end(ctx) // before asking for another: a section never holds one connection while it waits for the next
+	return receipt, s.settle(ctx, t, err)
 }
 
 // acquire takes a connection. Waiting for one counts like waiting for a lock.
@@ -206,29 +195,46 @@ func (s *Store) acquire(ctx context.Context, wait time.Duration) (*pgxpool.Conn,
 
 // settle turns the error of a COMMIT that was sent into the truth. A reply that was lost does not mean that nothing was
 // written: the server is asked what became of the transaction.
-func (s *Store) settle(ctx context.Context, xid string, err error) error {
-	if err == nil {
-		return nil
+//
+// The transaction's number alone does not tell. A server that crashes before it has written the number down gives it to
+// somebody else when it is back, and "committed" would be his. So it counts only if a row of the transaction's own is there.
+func (s *Store) settle(ctx context.Context, t *tx, err error) error {
+	if err == nil || t.evidence == nil {
+		return nil // without a row of its own it has changed nothing, committed or not
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
 	for {
-		var status *string
-		askErr := s.pool.QueryRow(ctx, `SELECT pg_xact_status($1::text::xid8)`, xid).Scan(&status)
-		switch {
-		case askErr == nil && status != nil && *status == "committed":
-			return nil
-		case askErr == nil && status != nil && *status == "aborted":
-			return &domain.UnavailableError{Server: "PostgreSQL", Err: fmt.Errorf("the transaction was aborted: %w", err)}
-		case askErr == nil && status == nil: // so old that the server has forgotten it
-			return fmt.Errorf("%w: %w", domain.ErrOutcomeUnknown, err)
+		switch ended, askErr := s.ended(ctx, t.xid); {
+		case askErr != nil: // the server is not back yet
+		case ended:
+			var written bool
+			askErr := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM ledger WHERE resource = $1 AND entry = $2)`,
+				t.evidence.key, t.evidence.entry).Scan(&written)
+			if askErr == nil && written {
+				return nil
+			}
+			if askErr == nil {
+				return &domain.UnavailableError{Server: "PostgreSQL", Err: fmt.Errorf("the transaction did not commit: %w", err)}
+			}
 		}
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%w: %w", domain.ErrOutcomeUnknown, err)
-		case <-time.After(50 * time.Millisecond): // in progress, or the server is not back yet
+		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// ended tells whether the transaction with this number is over. It is asked before its rows are looked for, and not
+// together with them: one statement sees the rows as they were when it began.
+func (s *Store) ended(ctx context.Context, xid string) (bool, error) {
+	var status *string
+	err := s.pool.QueryRow(ctx, `SELECT pg_xact_status($1::text::xid8)`, xid).Scan(&status)
+	if sqlState(err) == stateInvalidParameter {
+		return true, nil // "in the future": the server has crashed and has not given the number to anybody yet
+	}
+	return err == nil && (status == nil || *status != "in progress"), err
 }
 
 // RecordRefusal keeps what the fence turned away. It runs after the refused transaction has ended, because that one takes
@@ -236,10 +242,10 @@ func (s *Store) settle(ctx context.Context, xid string, err error) error {
 func (s *Store) RecordRefusal(ctx context.Context, r domain.Refusal) error {
 	_, err := s.pool.Exec(ctx, `
 		INSERT INTO refusals (id, resource, reason, strategy, presented_epoch, presented_token, presented_grant,
-		                      current_epoch, current_token, instance)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
+		                      current_epoch, current_token, current_grant, instance)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
 		newUUID(), r.Grant.Key, r.Reason, r.Grant.Strategy, r.Grant.Epoch, r.Grant.Token, r.Grant.ID,
-		r.CurrentEpoch, r.CurrentToken, s.instance)
+		r.CurrentEpoch, r.CurrentToken, pgtype.UUID{Bytes: r.CurrentGrant, Valid: r.CurrentGrant != domain.GrantID{}}, s.instance)
 	return plain(err)
 }
 

@@ -273,19 +273,21 @@ func TestRefused(t *testing.T) {
 	stale := w.grant(key)
 	require.NoError(t, w.section(t, hold(reservation(domain.Line{SKU: "a", Quantity: 1})), key))
 	newest := stale.Token + 1
+	conn := postgrestest.Connect(t, w.db.ServiceURL)
+	holder := domain.GrantID(query[[16]byte](t, conn, `SELECT grant_id FROM fences WHERE resource = $1`, key))
 
 	_, err := w.store.Transact(t.Context(), []domain.Grant{stale}, wait, never)
 	var refused *domain.RefusedError
 	require.ErrorAs(t, err, &refused)
 	require.ErrorIs(t, err, domain.ErrStaleToken)
 	assert.Equal(t, domain.Refusal{
-		Grant: stale, Reason: "stale_fencing_token", CurrentEpoch: w.epoch, CurrentToken: newest,
+		Grant: stale, Reason: "stale_fencing_token", CurrentEpoch: w.epoch, CurrentToken: newest, CurrentGrant: holder,
 	}, refused.Refusal, "both tokens, and whose grant it was")
 
 	require.NoError(t, w.store.RecordRefusal(t.Context(), refused.Refusal))
 	assert.EqualValues(t, 1, w.audit(t, key).Refused)
-	conn := postgrestest.Connect(t, w.db.ServiceURL)
 	assert.Equal(t, [16]byte(stale.ID), query[[16]byte](t, conn, `SELECT presented_grant FROM refusals`))
+	assert.Equal(t, [16]byte(holder), query[[16]byte](t, conn, `SELECT current_grant FROM refusals`))
 
 	old := w.grant(key)
 	_, err = w.store.RaiseEpoch(t.Context(), domain.ScopeInventory, w.epoch)
@@ -294,7 +296,7 @@ func TestRefused(t *testing.T) {
 	require.ErrorAs(t, err, &refused)
 	require.ErrorIs(t, err, domain.ErrSuperseded)
 	assert.Equal(t, domain.Refusal{
-		Grant: old, Reason: "strategy_superseded", CurrentEpoch: w.epoch + 1, CurrentToken: newest,
+		Grant: old, Reason: "strategy_superseded", CurrentEpoch: w.epoch + 1, CurrentToken: newest, CurrentGrant: holder,
 	}, refused.Refusal)
 
 	_, err = w.store.ClaimAuthority(t.Context(), domain.ScopeInventory, "none", "")

@@ -13,15 +13,22 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"fencepost/domain"
 )
 
 // tx is the unit of work that fn sees: every row is read once, changed in memory, and written by flush.
 type tx struct {
-	conn   *pgx.Conn
-	store  *Store
-	grants []domain.Grant
+	store    *Store
+	grants   []domain.Grant
+	lockWait time.Duration
+
+	pooled   *pgxpool.Conn // nil while no transaction is open
+	conn     *pgx.Conn     // of pooled
+	xid      string        // the transaction's number, by which its fate can be asked for later
+	evidence *ledgerRow    // a row that is there if and only if the transaction has committed; nil if it wrote none
+	waited   time.Duration // for presenting, and with that for row locks
 
 	items        map[string]*working[domain.Item]
 	coupons      map[string]*working[domain.Coupon]
@@ -38,19 +45,62 @@ type working[T any] struct {
 }
 
 type ledgerRow struct {
+	entry                                                uuid.UUID
 	key                                                  domain.Key
 	why                                                  domain.Entry
 	onHandDelta, reservedDelta, soldDelta, redeemedDelta int64
 }
 
-// begin opens the transaction and presents the grants, in one round trip. It returns the transaction's number, by which
-// its fate can be asked for later.
-func (t *tx) begin(ctx context.Context, grants []domain.Grant, lockWait time.Duration) (xid string, err error) {
-	t.grants = slices.Clone(grants)
+// open takes a connection, begins a transaction, and presents the grants.
+func (t *tx) open(ctx context.Context) (err error) {
+	if t.pooled, err = t.store.acquire(ctx, t.lockWait); err != nil {
+		return err
+	}
+	t.conn = t.pooled.Conn()
+	began := time.Now()
+	err = t.begin(ctx)
+	t.waited += time.Since(began)
+	return err
+}
+
+// end rolls back what is still open and gives the connection back. It may be called again.
+func (t *tx) end(ctx context.Context) {
+	if t.pooled == nil {
+		return
+	}
+	t.rollback(ctx)
+	t.pooled.Release() // destroys the connection if a transaction is open on it all the same
+	t.pooled, t.conn = nil, nil
+}
+
+// Slow implements domain.Tx. The transaction ends before the step and a new one begins after it, so that no connection is
+// held meanwhile. It presents the same grants, and the fence accepts them only if nobody newer has presented since: so what
+// was read before the step still is what is stored. A row lock cannot be kept that way; it keeps its transaction open.
+func (t *tx) Slow(ctx context.Context, step func(context.Context) error) error {
+	if slices.ContainsFunc(t.grants, func(g domain.Grant) bool { return g.RowLock }) {
+		return step(ctx)
+	}
+	if len(t.ledger) > 0 {
+		return errors.New("postgres: a slow step after something was put")
+	}
+	if _, err := t.commit(ctx); err != nil { // nothing was written, so it does not matter whether the COMMIT arrived
+		return plain(err)
+	}
+	t.end(ctx)
+	if err := step(ctx); err != nil {
+		return err
+	}
+	return t.open(ctx)
+}
+
+// begin opens the transaction and presents the grants, in one round trip.
+func (t *tx) begin(ctx context.Context) error {
 	batch := &pgx.Batch{}
 	batch.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED`)
 	// For this transaction only: behind a pooler the session belongs to others as well.
-	batch.Queue(`SELECT set_config('lock_timeout', $1, true)`, fmt.Sprintf("%dms", max(lockWait.Milliseconds(), 1)))
+	batch.Queue(`SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true),
+	                    set_config('idle_in_transaction_session_timeout', $3, true)`,
+		milliseconds(max(t.lockWait, time.Millisecond)), milliseconds(statementTimeout), milliseconds(idleTimeout))
 	for i := range t.grants {
 		g := &t.grants[i]
 		if g.RowLock {
@@ -68,7 +118,7 @@ func (t *tx) begin(ctx context.Context, grants []domain.Grant, lockWait time.Dur
 		}
 		batch.Queue(`SELECT present($1, $2, $3, NULLIF($4::bigint, 0), $5)`, g.Key, g.Strategy, g.Epoch, int64(g.Token), g.ID)
 	}
-	batch.Queue(`SELECT pg_current_xact_id()::text`).QueryRow(func(row pgx.Row) error { return row.Scan(&xid) })
+	batch.Queue(`SELECT pg_current_xact_id()::text`).QueryRow(func(row pgx.Row) error { return row.Scan(&t.xid) })
 
 	if err := t.conn.SendBatch(ctx, batch).Close(); err != nil {
 		err = domainError(ctx, err)
@@ -80,10 +130,12 @@ func (t *tx) begin(ctx context.Context, grants []domain.Grant, lockWait time.Dur
 				}
 			}
 		}
-		return "", fmt.Errorf("beginning the transaction: %w", err)
+		return fmt.Errorf("beginning the transaction: %w", err)
 	}
-	return xid, nil
+	return nil
 }
+
+func milliseconds(d time.Duration) string { return fmt.Sprintf("%dms", d.Milliseconds()) }
 
 // rollback ends a transaction that must not commit. Its context is not the request's: a rollback that is cancelled leaves
 // the fence's row locked until the server notices. If it fails, releasing the connection closes it.
@@ -100,9 +152,18 @@ func (t *tx) rollback(ctx context.Context) {
 
 // commit sends COMMIT and waits for the answer, whatever happens to the request or the lock meanwhile. sent is false if the
 // transaction certainly did not commit.
+//
+// When the wait is over the connection is cut. It is not a context that ends: pgx would ask the server to cancel, and a
+// COMMIT that waits for a synchronous standby takes that as leave to go without it and answers that all is well.
 func (t *tx) commit(ctx context.Context) (sent bool, err error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
-	defer cancel()
+	ctx = context.WithoutCancel(ctx)
+	socket := t.conn.PgConn().Conn()
+	timer := time.AfterFunc(endTimeout, func() { _ = socket.SetDeadline(time.Now()) })
+	defer func() {
+		if !timer.Stop() {
+			_ = t.conn.Close(ctx) // its deadline has passed, for whoever would use it next as well
+		}
+	}()
 	tag, err := t.conn.Exec(ctx, `COMMIT`)
 	switch {
 	case err == nil && tag.String() == "COMMIT":
@@ -132,7 +193,7 @@ func (t *tx) Item(ctx context.Context, sku string) (domain.Item, error) {
 func (t *tx) PutItem(item domain.Item, why domain.Entry) {
 	w := t.items[item.SKU]
 	t.ledger = append(t.ledger, ledgerRow{
-		key: domain.ItemKey(item.SKU), why: why,
+		entry: newUUID(), key: domain.ItemKey(item.SKU), why: why,
 		onHandDelta: item.OnHand - w.now.OnHand, reservedDelta: item.Reserved - w.now.Reserved, soldDelta: item.Sold - w.now.Sold,
 	})
 	w.now, w.dirty = item, true
@@ -175,7 +236,7 @@ func (t *tx) Coupon(ctx context.Context, code string) (domain.Coupon, error) {
 
 func (t *tx) PutCoupon(c domain.Coupon, why domain.Entry) {
 	w := t.coupons[c.Code]
-	t.ledger = append(t.ledger, ledgerRow{key: domain.CouponKey(c.Code), why: why, redeemedDelta: c.Redeemed - w.now.Redeemed})
+	t.ledger = append(t.ledger, ledgerRow{entry: newUUID(), key: domain.CouponKey(c.Code), why: why, redeemedDelta: c.Redeemed - w.now.Redeemed})
 	w.now, w.dirty = c, true
 }
 
@@ -244,6 +305,9 @@ func (t *tx) flush(ctx context.Context) error {
 		}
 	}
 	slices.SortStableFunc(t.ledger, func(a, b ledgerRow) int { return cmp.Compare(a.key, b.key) })
+	if len(t.ledger) > 0 {
+		t.evidence = &t.ledger[0]
+	}
 	for _, row := range t.ledger {
 		queueLedger(batch, row, t.grantOf(row.key))
 	}
@@ -320,7 +384,7 @@ func queueLedger(batch *pgx.Batch, row ledgerRow, g domain.Grant) {
 		INSERT INTO ledger (resource, entry, kind, reference, on_hand_delta, reserved_delta, sold_delta, redeemed_delta,
 		                    strategy, epoch, token, grant_id)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, NULLIF($11::bigint, 0), $12)`,
-		row.key, newUUID(), row.why.Kind, idOf(row.why.Reference),
+		row.key, row.entry, row.why.Kind, idOf(row.why.Reference),
 		row.onHandDelta, row.reservedDelta, row.soldDelta, row.redeemedDelta,
 		g.Strategy, g.Epoch, int64(g.Token), g.ID)
 }

@@ -2,6 +2,7 @@ package lockingtest
 
 import (
 	"context"
+	"runtime"
 	"testing"
 
 	"github.com/google/uuid"
@@ -56,7 +57,7 @@ func testBrokenLease(t *testing.T, w *world) {
 	})
 	require.ErrorIs(t, err, domain.ErrLockLost)
 	require.EqualValues(t, 0, w.stock(key))
-	w.canEnter(key)
+	w.canEnter(n, key)
 }
 
 // A row lock lives as long as its connection.
@@ -74,7 +75,7 @@ func testBrokenConnection(t *testing.T, w *world) {
 	})
 	require.ErrorIs(t, err, domain.ErrUnavailable)
 	require.EqualValues(t, 0, w.stock(key))
-	w.canEnter(key)
+	w.canEnter(n, key)
 }
 
 func postgresConnection(t *testing.T, w *world) *pgx.Conn {
@@ -162,6 +163,65 @@ func testPausedInTransaction(t *testing.T, w *world) {
 	}
 }
 
+// sell runs a section with a slow step between its read and its write.
+func (n *node) sell(ctx context.Context, key domain.Key, step func(context.Context) error) error {
+	_, err := n.Do(ctx, []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
+		item, err := tx.Item(ctx, key.Name())
+		if err != nil {
+			return err
+		}
+		if err := tx.Slow(ctx, step); err != nil {
+			return err
+		}
+		item.OnHand++
+		tx.PutItem(item, domain.Entry{Kind: domain.EntryRestock})
+		return nil
+	})
+	return err
+}
+
+// A holder pauses in a slow step, which two transactions of the same grant surround. The second one presents again and is
+// refused; with the fence off, it overwrites what the next holder did.
+func testPausedInSlowStep(t *testing.T, w *world) {
+	for _, fencing := range []domain.Fencing{domain.FencingEnforced, domain.FencingOff} {
+		paused, next := w.node(), w.node()
+		key := w.item(next, fencing)
+		inside, resume := make(chan struct{}), make(chan struct{})
+		done, pausedErr := async(func() error {
+			return paused.sell(t.Context(), key, func(context.Context) error {
+				close(inside)
+				<-resume
+				return nil
+			})
+		})
+		w.await("the first holder is in its slow step", inside)
+		w.breakLock(paused, key)
+		_, err := next.addTo(t.Context(), key)
+		require.NoError(t, err, "nothing holds the next one up")
+		close(resume)
+		w.await("the paused holder is through", done)
+		if fencing == domain.FencingOff {
+			require.NoError(t, *pausedErr)
+			require.EqualValues(t, 1, w.stock(key), "without the fence, an update must be lost")
+			continue
+		}
+		require.ErrorIs(t, *pausedErr, domain.ErrStaleToken)
+		require.EqualValues(t, 1, w.stock(key))
+	}
+}
+
+// Sections with a slow step are as exclusive as others.
+func testSlowStep(t *testing.T, w *world) {
+	key := w.item(w.node(), w.fencing())
+	w.crowd(4, 10, never, func(ctx context.Context, n *node, _, _ int) error {
+		return n.sell(ctx, key, func(context.Context) error {
+			runtime.Gosched()
+			return nil
+		})
+	})
+	require.EqualValues(t, 40, w.stock(key))
+}
+
 // The paused holder wakes while its successor is between read and write. This is what presenting first is for: where the
 // grant is presented at the write only, the same interleaving loses an update.
 func testWakeBetweenReadAndWrite(t *testing.T, w *world) {
@@ -233,7 +293,7 @@ func testLostLease(t *testing.T, w *world) {
 	_, err = held.Extend(t.Context())
 	require.NoError(t, err, "the next holder still has its lock")
 	require.NoError(t, held.Release(t.Context()))
-	w.canEnter(key)
+	w.canEnter(a, key)
 }
 
 // A holder that is gone without a release keeps others waiting until its term ends, and no longer.
@@ -293,7 +353,7 @@ func testSuperseded(t *testing.T, w *world) {
 	require.ErrorIs(t, n.Ready(t.Context()), domain.ErrSuperseded)
 	require.EqualValues(t, 1, w.stock(key))
 
-	require.NoError(t, n.Claim(t.Context(), domain.ScopeInventory, w.row.Name))
+	require.NoError(t, n.Claim(t.Context(), map[domain.Scope]string{domain.ScopeInventory: w.row.Name}))
 	receipt, err := n.addTo(t.Context(), key)
 	require.NoError(t, err, "it may take the scope back")
 	require.EqualValues(t, 3, receipt.Grants[0].Epoch)

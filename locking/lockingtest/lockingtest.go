@@ -43,6 +43,7 @@ var suite = []struct {
 }{
 	{"holders meet only without a lock", everybody, testHoldersMeet},
 	{"read-modify-write sums up only under a lock", everybody, testSum},
+	{"a lock of one process excludes nobody in another", oneProcess, testTwoProcesses},
 	{"a release lets the next in at once", exclusive, testHandOver},
 	{"a cancelled waiter leaves nothing", exclusive, testCancelledWaiters},
 	{"an error rolls back and releases", everybody, testErrorInSection},
@@ -55,6 +56,8 @@ var suite = []struct {
 	{"a broken connection stops the section", rowLocks, testBrokenConnection},
 	{"a paused holder's late write", expires, testPausedBeforeTransaction},
 	{"a pause between read and write", expires, testPausedInTransaction},
+	{"a pause in a slow step", expires, testPausedInSlowStep},
+	{"a slow step keeps the others out", exclusive, testSlowStep},
 	{"a wake between the successor's read and write", expires, testWakeBetweenReadAndWrite},
 	{"a lost lease frees nobody else's lock", expires, testLostLease},
 	{"the term of a vanished holder ends", expires, testVanishedHolder},
@@ -63,12 +66,13 @@ var suite = []struct {
 	{"a superseded instance is refused and not ready", fences, testSuperseded},
 }
 
-func everybody(strategies.Traits) bool   { return true }
-func exclusive(t strategies.Traits) bool { return t.Exclusive }
-func expires(t strategies.Traits) bool   { return t.Expires }
-func rowLocks(t strategies.Traits) bool  { return t.Exclusive && t.Fences && !t.Expires }
-func fences(t strategies.Traits) bool    { return t.Fences }
-func unfenced(t strategies.Traits) bool  { return !t.Fences }
+func everybody(strategies.Traits) bool    { return true }
+func exclusive(t strategies.Traits) bool  { return t.Exclusive }
+func oneProcess(t strategies.Traits) bool { return t.Exclusive && !t.Distributed }
+func expires(t strategies.Traits) bool    { return t.Expires }
+func rowLocks(t strategies.Traits) bool   { return t.Exclusive && t.Fences && !t.Expires }
+func fences(t strategies.Traits) bool     { return t.Fences }
+func unfenced(t strategies.Traits) bool   { return !t.Fences }
 
 // Run holds one row of the table to its promises, with instances that have poolSize connections each.
 func Run(t *testing.T, row strategies.Strategy, config strategies.Config, poolSize int32) {
@@ -125,10 +129,27 @@ func (w *world) node(change ...func(*locking.Backend, *locking.Database)) *node 
 		f(n.backend, &database)
 	}
 	n.Guard = locking.NewGuard(database, backends, locking.Options{LockWait: deadline, Log: w.config.Log})
-	for _, scope := range []domain.Scope{domain.ScopeInventory, domain.ScopeCoupons} {
-		require.NoError(w.t, n.Claim(w.t.Context(), scope, w.row.Name))
-	}
+	require.NoError(w.t, n.Claim(w.t.Context(), map[domain.Scope]string{
+		domain.ScopeInventory: w.row.Name, domain.ScopeCoupons: w.row.Name,
+	}))
 	return n
+}
+
+// peer starts another instance that shares n's lock: by itself if the lock reaches other processes; otherwise it stands
+// for another goroutine of n's process.
+func (w *world) peer(n *node) *node {
+	w.t.Helper()
+	if w.row.Traits.Distributed || !w.row.Traits.Exclusive {
+		return w.node()
+	}
+	return w.node(func(b *locking.Backend, _ *locking.Database) { b.Locker = n.backend.Locker })
+}
+
+// pair starts two instances that share a lock.
+func (w *world) pair() (*node, *node) {
+	w.t.Helper()
+	n := w.node()
+	return n, w.peer(n)
 }
 
 // fencing is what the strategy can do.
@@ -211,12 +232,12 @@ func (n *node) addTo(ctx context.Context, keys ...domain.Key) (domain.Receipt, e
 	})
 }
 
-// canEnter asserts that a new instance gets in without waiting for anybody's term to end.
-func (w *world) canEnter(key domain.Key) {
+// canEnter asserts that a peer of n gets in without waiting for anybody's term to end.
+func (w *world) canEnter(n *node, key domain.Key) {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.t.Context(), deadline/2)
 	defer cancel()
-	_, err := w.node().addTo(ctx, key)
+	_, err := w.peer(n).addTo(ctx, key)
 	require.NoError(w.t, err)
 }
 

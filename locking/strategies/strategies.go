@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"fencepost/locking"
+	"fencepost/locking/memlock"
 	"fencepost/locking/pglock"
 	"fencepost/locking/redislock"
 )
@@ -22,9 +23,10 @@ type Config struct {
 
 // Traits are what a strategy promises; the conformance suite holds it to them.
 type Traits struct {
-	Exclusive bool // two holders never meet, as long as no lease is broken
-	Expires   bool // it is a lease: it can be lost while its holder believes in it
-	Fences    bool // its grants carry tokens that rise
+	Exclusive   bool // two holders never meet, as long as no lease is broken
+	Distributed bool // also when they are in different processes
+	Expires     bool // it is a lease: it can be lost while its holder believes in it
+	Fences      bool // its grants carry tokens that rise
 }
 
 // Strategy is a row of the table.
@@ -40,10 +42,13 @@ func All() []Strategy {
 		{"none", Traits{}, func(Config) (*locking.Backend, error) {
 			return &locking.Backend{Name: "none", Summary: "no lock at all: read, decide, write; shows what goes wrong"}, nil
 		}},
-		{pglock.Name, Traits{Exclusive: true, Fences: true}, func(Config) (*locking.Backend, error) {
+		{memlock.Name, Traits{Exclusive: true}, func(Config) (*locking.Backend, error) {
+			return memlock.Open(), nil
+		}},
+		{pglock.Name, Traits{Exclusive: true, Distributed: true, Fences: true}, func(Config) (*locking.Backend, error) {
 			return pglock.Open(), nil
 		}},
-		{redislock.Name, Traits{Exclusive: true, Expires: true, Fences: true}, func(c Config) (*locking.Backend, error) {
+		{redislock.Name, Traits{Exclusive: true, Distributed: true, Expires: true, Fences: true}, func(c Config) (*locking.Backend, error) {
 			if c.RedisURL == "" {
 				return &locking.Backend{
 					Name: redislock.Name, Summary: redislock.Summary, Fences: true,
@@ -62,6 +67,16 @@ func All() []Strategy {
 			return redislock.OpenRedlock(c.RedlockURLs, c.LeaseTTL, c.Log)
 		}},
 	}
+}
+
+// Find returns the row of a strategy.
+func Find(name string) (row Strategy, known bool) {
+	for _, s := range All() {
+		if s.Name == name {
+			return s, true
+		}
+	}
+	return Strategy{}, false
 }
 
 // Names lists the strategies.

@@ -1,0 +1,95 @@
+package e2e_test
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+)
+
+func redisClient(t *testing.T) *redis.Client {
+	t.Helper()
+	for _, variable := range lab.Env() {
+		if url, ok := strings.CutPrefix(variable, "FENCEPOST_REDIS_URL="); ok {
+			o, err := redis.ParseURL(url)
+			require.NoError(t, err)
+			c := redis.NewClient(o)
+			t.Cleanup(func() { _ = c.Close() })
+			return c
+		}
+	}
+	t.Fatal("the laboratory has no Redis")
+	return nil
+}
+
+// A Redis that forgets everything, locks and counters, in the middle of the load: its tokens start again at 1, the fence
+// refuses them, the epoch is raised, and the work goes on.
+func TestRedisForgets(t *testing.T) {
+	running := start(t, 2, "redis")
+	item := createItem(t, running[0].URL)
+	crowd := startBuyers(t, urls(running), item)
+	crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.acknowledged) >= 100 })
+	c := redisClient(t)
+	var longest time.Duration
+	for range 10 {
+		require.NoError(t, c.FlushAll(t.Context()).Err())
+		began, before := time.Now(), crowd.count()
+		crowd.until(t, "a reservation is made again", func(b *buyers) bool { return len(b.acknowledged) > before })
+		longest = max(longest, time.Since(began))
+		crowd.until(t, "the tokens have risen above the fence, or the epoch has", func(b *buyers) bool { return len(b.acknowledged) >= before+50 })
+	}
+	for _, instance := range running {
+		require.Equal(t, http.StatusOK, statusOf(t, instance.URL+"/readyz"), "an authority that is healed is in charge")
+	}
+	acknowledged := crowd.stop()
+	require.Subset(t, reservations(t, item), acknowledged)
+	requireLedgerAgrees(t, "item/"+item)
+
+	var epoch, refusals int64
+	require.NoError(t, database(t).QueryRow(t.Context(), `
+		SELECT epoch, (SELECT count(*) FROM refusals WHERE resource = f.resource) FROM fences f WHERE resource = 'item/' || $1`, item).
+		Scan(&epoch, &refusals))
+	t.Logf("%d reservations acknowledged; epoch %d, %d refusals, at most %s to the next reservation; %v",
+		len(acknowledged), epoch, refusals, longest, crowd.codes)
+	require.Greater(t, epoch, int64(1), "the tokens must have gone back at least once: otherwise this has shown nothing")
+}
+
+// The holder is killed with the lock in its hands: the next waiter gets in when the term ends, and not much later.
+func TestHolderIsKilled(t *testing.T) {
+	for strategy, limit := range map[string]time.Duration{"redis": 2*time.Second + time.Second, "postgres": time.Second} {
+		t.Run(strategy, func(t *testing.T) {
+			next := start(t, 1, strategy, "FENCEPOST_LEASE_TTL=2s")[0]
+			holder := start(t, 1, strategy, "FENCEPOST_LEASE_TTL=2s", "FENCEPOST_REVIEW_TIME=4s")[0]
+			item := createItem(t, next.URL)
+			over := make(chan struct{})
+			go func() {
+				defer close(over)
+				exchange(context.WithoutCancel(t.Context()), http.MethodPost, holder.URL+"/v1/items/"+item+"/reservations", map[string]any{"quantity": 1}, nil)
+			}()
+			// It is in its review, with the lock, when it has presented: under a lease that is committed, under a row lock it
+			// is a transaction that has written to the fence.
+			c := database(t)
+			require.Eventually(t, func() bool {
+				var presented bool
+				require.NoError(t, c.QueryRow(t.Context(), `
+					SELECT EXISTS (SELECT FROM fences WHERE resource = 'item/' || $1 AND token > 0)
+					    OR EXISTS (SELECT FROM pg_locks WHERE relation = 'fences'::regclass AND mode = 'RowExclusiveLock')`, item).Scan(&presented))
+				return presented
+			}, patience, time.Millisecond)
+			require.NoError(t, holder.Kill())
+			<-over
+
+			began := time.Now()
+			require.Equal(t, http.StatusCreated, exchange(t.Context(), http.MethodPost,
+				next.URL+"/v1/items/"+item+"/reservations", map[string]any{"quantity": 1}, nil))
+			took := time.Since(began)
+			t.Logf("%s: the next waiter was through after %s", strategy, took)
+			require.Less(t, took, limit)
+			require.Len(t, reservations(t, item), 1)
+		})
+	}
+}
