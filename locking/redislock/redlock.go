@@ -287,7 +287,10 @@ func (c *claim) ask(ctx context.Context, i int) {
 			r.yes, r.number = true, domain.Token(number)
 		default:
 			r.refusal.owner = fmt.Sprint(rest...)
-			r.refusal.until = time.Now().Add(time.Duration(max(number, 1)) * time.Millisecond)
+			if number < 0 { // a lock without a term is none of ours
+				number = c.l.ttl.Milliseconds()
+			}
+			r.refusal.until = time.Now().Add(time.Duration(number) * time.Millisecond)
 		}
 		return nil
 	})
@@ -367,7 +370,10 @@ func (c *claim) releaseAt(ctx context.Context, i int, ring string) (ours bool, e
 	}
 	if ours, err = release(ctx); err != nil {
 		locking.Abandon(c.l.ttl, func(ctx context.Context) error {
-			_, err := release(ctx)
+			ours, err := release(ctx)
+			if err == nil && !ours {
+				err = notOurs(c.names)
+			}
 			return err
 		})
 	}

@@ -57,7 +57,7 @@ func All() []Strategy {
 			}
 			return redislock.Open(c.RedisURL, c.LeaseTTL, c.Log)
 		}},
-		{redislock.RedlockName, Traits{Exclusive: true, Expires: true, Fences: true}, func(c Config) (*locking.Backend, error) {
+		{redislock.RedlockName, Traits{Exclusive: true, Distributed: true, Expires: true, Fences: true}, func(c Config) (*locking.Backend, error) {
 			if len(c.RedlockURLs) == 0 {
 				return &locking.Backend{
 					Name: redislock.RedlockName, Summary: redislock.RedlockSummary, Fences: true,
