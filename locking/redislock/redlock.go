@@ -226,12 +226,20 @@ func (c *claim) run(ctx context.Context) (*locking.Lease, error) {
 	for i := range c.l.nodes {
 		go c.ask(ctx, i)
 	}
-	for !c.round.won() && !c.round.lost() {
+	var silent <-chan time.Time
+	for overdue := false; !c.round.won() && !c.round.lost() && !overdue; {
 		select {
 		case r := <-c.replies:
 			for _, i := range c.take(r) {
 				go c.confirm(ctx, i)
 			}
+			// When a majority has answered and the outcome hangs on a node that stays silent, another try is the better bet:
+			// what was in the way at the others is likely to be on its way out.
+			if c.round.count(asked) < majority(len(c.l.nodes)) {
+				silent = time.After(max(time.Since(sent), nodeTimeout(c.l.ttl)/10))
+			}
+		case <-silent:
+			overdue = true
 		case <-ctx.Done():
 			c.giveBack(ctx)
 			return nil, context.Cause(ctx)

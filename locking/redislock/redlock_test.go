@@ -484,7 +484,7 @@ func TestRedlockCancelledWaits(t *testing.T) {
 func TestRedlockTokensUnderFire(t *testing.T) {
 	t.Parallel()
 	c, key := newCluster(t), newKey()
-	const workers, rounds = 6, 30
+	const workers, rounds = 6, 20
 	var mu sync.Mutex
 	var newest domain.Token
 	issued := map[domain.Token]bool{}
@@ -499,7 +499,7 @@ func TestRedlockTokensUnderFire(t *testing.T) {
 			select {
 			case <-over:
 				return
-			case <-time.After(rand.N(10 * time.Millisecond)): // any moment will do
+			case <-time.After(rand.N(20 * time.Millisecond)): // any moment will do
 			}
 			_, err := breaker.Break(ctx, key)
 			assert.NoError(t, err)
