@@ -155,7 +155,7 @@ func (g *Guard) release(ctx context.Context, lease *Lease) {
 	defer cancel()
 	if err := lease.Release(ctx); err != nil && !errors.Is(err, domain.ErrLockLost) {
 		g.log.Warn("a lock could not be given back yet", "error", err)
-		Abandon(lease.Term, lease.Release)
+		Abandon(lease.Release)
 	}
 }
 

@@ -74,24 +74,36 @@ func (l *Lease) keep(ctx context.Context, lose context.CancelCauseFunc) {
 	}
 }
 
-// The pause between two tries to give a lock back to a server that does not answer.
-const abandonPause = 100 * time.Millisecond
+const (
+	// The pause between two tries to give a lock back to a server that does not answer grows from one to the other.
+	minAbandonPause = 100 * time.Millisecond
+	maxAbandonPause = time.Second
+	// A server that is silent for so long is not waited for: its terms end by themselves when it is back.
+	abandonPatience = 2 * time.Minute
+)
 
-// Abandon gives back, in the background, what may still be held at a server that did not answer, so that others need not
-// wait for the end of the term once the server is there again. It stops when the term is over, because then the server has
-// done it. It does not run on the caller's context, which is over in most of these cases.
-func Abandon(term time.Duration, release func(context.Context) error) {
+// Abandon gives back, in the background, what may be held at a server that did not answer, so that others need not wait for
+// the end of a term once the server is there again. Only an answer ends it, and not the end of the term: a server that was
+// paused executes what it had received when it goes on, and the term begins then. For the same reason the first "not yours"
+// is asked for once more: the request that it answers may have overtaken the one that takes the lock. Abandon does not run
+// on the caller's context, which is over in most of these cases.
+func Abandon(release func(context.Context) error) {
 	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), term)
+		ctx, cancel := context.WithTimeout(context.Background(), abandonPatience)
 		defer cancel()
-		for {
-			if err := release(ctx); err == nil || errors.Is(err, domain.ErrLockLost) {
+		refusals := 0
+		for pause := minAbandonPause; ; pause = min(2*pause, maxAbandonPause) {
+			err := release(ctx)
+			if errors.Is(err, domain.ErrLockLost) {
+				refusals++
+			}
+			if err == nil || refusals == 2 {
 				return
 			}
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(abandonPause):
+			case <-time.After(pause):
 			}
 		}
 	}()

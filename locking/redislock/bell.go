@@ -43,8 +43,9 @@ func newBell(log *slog.Logger, servers ...server) *bell {
 	return &bell{log: log, servers: servers, queues: map[string]*queue{}}
 }
 
-// listen returns a channel that receives when it is this waiter's turn to try again. stop must be called; a ring that the
-// waiter has not used goes on to the next.
+// listen returns a channel that receives when it is this waiter's turn to try again. stop must be called, when the waiter
+// has the lock or has given up. Then the next one is woken: a waiter that was rung and ended before it could try would take
+// the ring with it, and the others would sleep beside a free lock. One that has the lock costs the next a try in vain.
 func (b *bell) listen(channel string) (rung <-chan struct{}, stop func()) {
 	mine := make(chan struct{}, 1)
 	b.mu.Lock()
@@ -79,11 +80,7 @@ func (b *bell) leave(channel string, mine chan struct{}) {
 		b.change(channel)
 		return
 	}
-	select {
-	case <-mine:
-		q.ring()
-	default:
-	}
+	q.ring()
 }
 
 // connect wants b.mu held.

@@ -90,7 +90,7 @@ func (l *Locker) try(ctx context.Context, n names, value string) (lease *locking
 	sent := time.Now()
 	reply, err := acquireScript.Run(ctx, l.server, []string{n.lock, n.token}, value, l.ttl.Milliseconds()).Slice()
 	if err != nil {
-		locking.Abandon(l.ttl, giveBack) // the lock may be taken: the reply was lost, or came too late
+		locking.Abandon(giveBack) // the lock may be taken: the reply was lost, or came too late
 		return nil, 0, l.unavailable(ctx, err)
 	}
 	won, number, _, err := parseReply(reply)
@@ -98,12 +98,11 @@ func (l *Locker) try(ctx context.Context, n names, value string) (lease *locking
 		return nil, 0, err
 	}
 	if !won {
-		// At least a millisecond, so that a key which is about to go is not asked for in a tight loop.
-		return nil, time.Duration(max(number, 1)) * time.Millisecond, nil
+		return nil, l.remaining(number), nil
 	}
 	until := sent.Add(l.ttl - drift(l.ttl))
 	if time.Until(until) < l.ttl/4 {
-		locking.Abandon(l.ttl, giveBack)
+		locking.Abandon(giveBack)
 		return nil, 0, fmt.Errorf("%w: redis took %s to answer, too long for a term of %s", domain.ErrLockLost, time.Since(sent), l.ttl)
 	}
 	return &locking.Lease{
@@ -113,6 +112,15 @@ func (l *Locker) try(ctx context.Context, n names, value string) (lease *locking
 		Extend:  func(ctx context.Context) (time.Time, error) { return l.extend(ctx, n, value) },
 		Release: giveBack,
 	}, 0, nil
+}
+
+// remaining is how long to wait for a lock at the most, from what PTTL answered. A key without a term (-1), which is none of
+// ours, is looked at once in a term; one that is about to go, not in a tight loop.
+func (l *Locker) remaining(pttl int64) time.Duration {
+	if pttl < 0 {
+		return l.ttl
+	}
+	return time.Duration(max(pttl, 1)) * time.Millisecond
 }
 
 func (l *Locker) extend(ctx context.Context, n names, value string) (until time.Time, err error) {

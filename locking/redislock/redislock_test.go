@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"sync"
@@ -69,6 +70,17 @@ func TestLargeTokens(t *testing.T) {
 	lease, err := l.Acquire(within(t, 5*time.Second), key, newID())
 	require.NoError(t, err)
 	require.EqualValues(t, large+1, lease.Token)
+	require.NoError(t, lease.Release(t.Context()))
+}
+
+// A counter that cannot go on starts again, and does not stop the lock.
+func TestLastToken(t *testing.T) {
+	t.Parallel()
+	l, key := open(t, os.Getenv("FENCEPOST_REDIS_URL"), term).Locker, newKey()
+	require.NoError(t, client(t).Set(t.Context(), "fencepost:{"+string(key)+"}:token", int64(math.MaxInt64), 0).Err())
+	lease, err := l.Acquire(within(t, 5*time.Second), key, newID())
+	require.NoError(t, err)
+	require.EqualValues(t, 1, lease.Token)
 	require.NoError(t, lease.Release(t.Context()))
 }
 

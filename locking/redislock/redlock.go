@@ -377,7 +377,7 @@ func (c *claim) releaseAt(ctx context.Context, i int, ring string) (ours bool, e
 		return ours, err
 	}
 	if ours, err = release(ctx); err != nil {
-		locking.Abandon(c.l.ttl, func(ctx context.Context) error {
+		locking.Abandon(func(ctx context.Context) error {
 			ours, err := release(ctx)
 			if err == nil && !ours {
 				err = notOurs(c.names)

@@ -38,6 +38,7 @@ func newServer(url string, timeout time.Duration) (server, error) {
 	// taken; a read that outlasts the term would hand out a lock that is over; and without ContextTimeoutEnabled no
 	// deadline of ours reaches the socket.
 	o.MaxRetries = -1
+	o.DialerRetries = 1 // its own five tries to dial would each take DialTimeout
 	o.ContextTimeoutEnabled = true
 	o.DialTimeout = min(2*time.Second, timeout)
 	o.ReadTimeout = timeout

@@ -76,7 +76,10 @@ func start(t *testing.T, n int, strategy string, env ...string) []*instances.Ins
 		}, env...),
 	})
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, instances.Stop(context.WithoutCancel(t.Context()), running)) })
+	t.Cleanup(func() {
+		http.DefaultClient.CloseIdleConnections() // net/http waits five seconds for one that was never used
+		require.NoError(t, instances.Stop(context.WithoutCancel(t.Context()), running))
+	})
 	return running
 }
 
@@ -260,6 +263,14 @@ func TestStartErrors(t *testing.T) {
 			require.NotContains(t, string(output), "topsecret")
 		})
 	}
+	// A start that fails takes nothing over: who is running goes on, although one of the two scopes could have been claimed.
+	before := start(t, 1, "redis")[0]
+	serve := exec.CommandContext(t.Context(), binary, "serve")
+	serve.Env = append(append(os.Environ(), lab.Env()...), "FENCEPOST_LISTEN=127.0.0.1:0",
+		"FENCEPOST_INVENTORY_LOCK=postgres", "FENCEPOST_COUPON_LOCK=redis", "FENCEPOST_REDIS_URL=redis://127.0.0.1:1/0")
+	require.Error(t, serve.Run())
+	require.Equal(t, http.StatusOK, statusOf(t, before.URL+"/readyz"))
+
 	// Redis that is not in charge may be missing: the strategy is shown as not available.
 	running := start(t, 1, "postgres", "FENCEPOST_REDIS_URL=redis://127.0.0.1:1/0")
 	var answer struct {
@@ -276,8 +287,13 @@ func TestStartErrors(t *testing.T) {
 
 func createItem(t *testing.T, url string) (sku string) {
 	t.Helper()
+	return createStock(t, url, 1_000_000)
+}
+
+func createStock(t *testing.T, url string, stock int) (sku string) {
+	t.Helper()
 	sku = uuid.NewString()
-	status := exchange(t.Context(), http.MethodPost, url+"/v1/items", map[string]any{"sku": sku, "name": t.Name(), "stock": 1_000_000}, nil)
+	status := exchange(t.Context(), http.MethodPost, url+"/v1/items", map[string]any{"sku": sku, "name": t.Name(), "stock": stock}, nil)
 	require.Equal(t, http.StatusCreated, status)
 	return sku
 }

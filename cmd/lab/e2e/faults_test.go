@@ -8,6 +8,8 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
+
+	"fencepost/cmd/lab/internal/instances"
 )
 
 // Redis servers that forget everything, locks and counters, in the middle of the load: their tokens start again at 1, the fence
@@ -50,30 +52,43 @@ func testRedisForgets(t *testing.T, strategy string, clients []*redis.Client) {
 	require.Greater(t, epoch, int64(1), "the tokens must have gone back at least once: otherwise this has shown nothing")
 }
 
-// The holder is killed with the lock in its hands: the next waiter gets in when the term ends, and not much later.
+// holding starts an instance that reserves the item and returns when it is in the middle of it: it has the lock, has presented
+// and has read, and its write is still to come. over is closed when the request has been answered, with the answer in it.
+func holding(t *testing.T, strategy, item string, review time.Duration) (holder *instances.Instance, over <-chan struct{}, answer *problem) {
+	t.Helper()
+	holder = start(t, 1, strategy, "FENCEPOST_LEASE_TTL=2s", "FENCEPOST_REVIEW_TIME="+review.String())[0]
+	done, answer := make(chan struct{}), new(problem)
+	go func() {
+		defer close(done)
+		answer.status = exchange(context.WithoutCancel(t.Context()), http.MethodPost,
+			holder.URL+"/v1/items/"+item+"/reservations", map[string]any{"quantity": 1}, answer)
+	}()
+	// Under a lease, the presentation is committed; under a row lock there is a transaction that has written to the fence.
+	c := database(t)
+	require.Eventually(t, func() bool {
+		var presented bool
+		require.NoError(t, c.QueryRow(t.Context(), `
+			SELECT EXISTS (SELECT FROM fences WHERE resource = 'item/' || $1 AND token > 0)
+			    OR EXISTS (SELECT FROM pg_locks WHERE relation = 'fences'::regclass AND mode = 'RowExclusiveLock')`, item).Scan(&presented))
+		return presented
+	}, patience, time.Millisecond)
+	return holder, done, answer
+}
+
+type problem struct {
+	status       int
+	Code, Detail string
+}
+
+// The holder is killed with the lock in its hands: the next waiter gets in when the term ends, and not much later. Under a
+// row lock it need not wait at all, because the connection has gone as well.
 func TestHolderIsKilled(t *testing.T) {
-	for strategy, limit := range map[string]time.Duration{
-		"redis": 2*time.Second + time.Second, "redlock": 2*time.Second + time.Second, "postgres": time.Second,
-	} {
+	next := start(t, 1, "postgres")[0]
+	for _, strategy := range fencing(t, next.URL) {
 		t.Run(strategy, func(t *testing.T) {
 			next := start(t, 1, strategy, "FENCEPOST_LEASE_TTL=2s")[0]
-			holder := start(t, 1, strategy, "FENCEPOST_LEASE_TTL=2s", "FENCEPOST_REVIEW_TIME=4s")[0]
 			item := createItem(t, next.URL)
-			over := make(chan struct{})
-			go func() {
-				defer close(over)
-				exchange(context.WithoutCancel(t.Context()), http.MethodPost, holder.URL+"/v1/items/"+item+"/reservations", map[string]any{"quantity": 1}, nil)
-			}()
-			// It is in its review, with the lock, when it has presented: under a lease that is committed, under a row lock it
-			// is a transaction that has written to the fence.
-			c := database(t)
-			require.Eventually(t, func() bool {
-				var presented bool
-				require.NoError(t, c.QueryRow(t.Context(), `
-					SELECT EXISTS (SELECT FROM fences WHERE resource = 'item/' || $1 AND token > 0)
-					    OR EXISTS (SELECT FROM pg_locks WHERE relation = 'fences'::regclass AND mode = 'RowExclusiveLock')`, item).Scan(&presented))
-				return presented
-			}, patience, time.Millisecond)
+			holder, over, _ := holding(t, strategy, item, 4*time.Second)
 			require.NoError(t, holder.Kill())
 			<-over
 
@@ -82,8 +97,35 @@ func TestHolderIsKilled(t *testing.T) {
 				next.URL+"/v1/items/"+item+"/reservations", map[string]any{"quantity": 1}, nil))
 			took := time.Since(began)
 			t.Logf("%s: the next waiter was through after %s", strategy, took)
+			limit := 2*time.Second + time.Second
+			if strategy == "postgres" {
+				limit = time.Second
+			}
 			require.Less(t, took, limit)
 			require.Len(t, reservations(t, item), 1)
+		})
+	}
+}
+
+// The holder is stopped for longer than its term, between its read and its write, and another instance sells the same unit.
+// When the holder goes on, its write does not land, and it says that nothing was written.
+func TestHolderIsPaused(t *testing.T) {
+	next := start(t, 1, "postgres")[0]
+	for _, strategy := range fencing(t, next.URL) {
+		t.Run(strategy, func(t *testing.T) {
+			next := start(t, 1, strategy, "FENCEPOST_LEASE_TTL=2s", "FENCEPOST_LOCK_WAIT=12s")[0]
+			item := createStock(t, next.URL, 1)
+			holder, over, answer := holding(t, strategy, item, time.Second)
+			require.NoError(t, holder.Pause())
+			require.Equal(t, http.StatusCreated, exchange(t.Context(), http.MethodPost,
+				next.URL+"/v1/items/"+item+"/reservations", map[string]any{"quantity": 1}, nil), "the lease ends, or PostgreSQL ends the transaction")
+			require.NoError(t, holder.Resume())
+			<-over
+			t.Logf("%s: the paused holder was answered %d %s", strategy, answer.status, answer.Code)
+			require.Contains(t, []string{"stale_fencing_token", "lock_lost", "backend_unavailable"}, answer.Code)
+			require.Contains(t, answer.Detail, "Nothing was written.")
+			require.Len(t, reservations(t, item), 1, "the unit was sold once")
+			requireLedgerAgrees(t, "item/"+item)
 		})
 	}
 }

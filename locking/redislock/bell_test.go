@@ -1,0 +1,36 @@
+package redislock
+
+import (
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A waiter that was rung and is gone before it could try hands its turn on.
+func TestARingIsNotLost(t *testing.T) {
+	t.Parallel()
+	s, err := newServer("redis://127.0.0.1:1/0", time.Second) // nobody is there: the only rings are those below
+	require.NoError(t, err)
+	b := newBell(slog.New(slog.DiscardHandler), s)
+	t.Cleanup(b.close)
+	first, leaveFirst := b.listen("channel")
+	second, leaveSecond := b.listen("channel")
+	ring := func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.queues["channel"].ring()
+	}
+	ring()
+	<-first
+	require.Empty(t, second, "one ring wakes one waiter")
+	leaveFirst()
+	select {
+	case <-second:
+	case <-time.After(5 * time.Second):
+		t.Fatal("the second waiter sleeps beside a free lock")
+	}
+	leaveSecond()
+	require.Empty(t, b.queues)
+}
