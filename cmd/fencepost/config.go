@@ -159,6 +159,9 @@ func (c *Config) checkAll() error {
 	for _, u := range c.RedlockURLs {
 		c.checkURL("FENCEPOST_REDLOCK_URLS", u, true, redisSchemes)
 	}
+	if n := len(c.RedlockURLs); n > 0 && (n < 3 || n%2 == 0) && !c.unreadable("FENCEPOST_REDLOCK_URLS") {
+		c.problem("FENCEPOST_REDLOCK_URLS", "names %d: name three, five or another odd number of independent masters", n)
+	}
 	c.ZooKeeperServers = list(strings.Join(c.ZooKeeperServers, ","))
 	for _, s := range c.ZooKeeperServers {
 		c.checkHostPort("FENCEPOST_ZOOKEEPER_SERVERS", s, 1)
@@ -242,6 +245,8 @@ func (c *Config) checkStrategy(variable, strategy string) {
 		c.problem(variable, "is %q, which is no strategy: set it to one of %s", strategy, strings.Join(strategies.Names(), ", "))
 	case !row.Traits.Fences && c.Fencing == string(domain.FencingEnforced):
 		c.problem(variable, "is %s, which issues no fencing tokens: set FENCEPOST_FENCING=off as well, or another strategy", strategy)
+	case strategy == "redlock" && len(c.RedlockURLs) == 0 && !c.unreadable("FENCEPOST_REDLOCK_URLS_FILE"):
+		c.problem(variable, "is redlock: set FENCEPOST_REDLOCK_URLS to its servers")
 	case strategy == "redis" && c.RedisURL == "" && !c.unreadable("FENCEPOST_REDIS_URL_FILE"):
 		c.problem(variable, "is redis: set FENCEPOST_REDIS_URL to its server")
 	}

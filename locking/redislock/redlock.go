@@ -226,12 +226,20 @@ func (c *claim) run(ctx context.Context) (*locking.Lease, error) {
 	for i := range c.l.nodes {
 		go c.ask(ctx, i)
 	}
-	for !c.round.won() && !c.round.lost() {
+	var silent <-chan time.Time
+	for overdue := false; !c.round.won() && !c.round.lost() && !overdue; {
 		select {
 		case r := <-c.replies:
 			for _, i := range c.take(r) {
 				go c.confirm(ctx, i)
 			}
+			// When a majority has answered and the outcome hangs on a node that stays silent, another try is the better bet:
+			// what was in the way at the others is likely to be on its way out.
+			if c.round.count(asked) < majority(len(c.l.nodes)) {
+				silent = time.After(max(time.Since(sent), nodeTimeout(c.l.ttl)/10))
+			}
+		case <-silent:
+			overdue = true
 		case <-ctx.Done():
 			c.giveBack(ctx)
 			return nil, context.Cause(ctx)
@@ -287,7 +295,10 @@ func (c *claim) ask(ctx context.Context, i int) {
 			r.yes, r.number = true, domain.Token(number)
 		default:
 			r.refusal.owner = fmt.Sprint(rest...)
-			r.refusal.until = time.Now().Add(time.Duration(max(number, 1)) * time.Millisecond)
+			if number < 0 { // a lock without a term is none of ours
+				number = c.l.ttl.Milliseconds()
+			}
+			r.refusal.until = time.Now().Add(time.Duration(number) * time.Millisecond)
 		}
 		return nil
 	})
@@ -367,7 +378,10 @@ func (c *claim) releaseAt(ctx context.Context, i int, ring string) (ours bool, e
 	}
 	if ours, err = release(ctx); err != nil {
 		locking.Abandon(func(ctx context.Context) error {
-			_, err := release(ctx)
+			ours, err := release(ctx)
+			if err == nil && !ours {
+				err = notOurs(c.names)
+			}
 			return err
 		})
 	}
