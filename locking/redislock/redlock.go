@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -289,8 +288,6 @@ func (c *claim) ask(ctx context.Context, i int) {
 		switch {
 		case err != nil:
 			return err
-		case yes && number == math.MaxInt64:
-			return fmt.Errorf("no token is left above the number in %s", c.names.token)
 		case yes:
 			r.yes, r.number = true, domain.Token(number)
 		default:
@@ -323,7 +320,7 @@ func (c *claim) settle(ctx context.Context, pause time.Duration) error {
 	for {
 		select {
 		case r := <-c.replies:
-			c.take(r)
+			c.take(r) // a grant comes too late, and is being given back
 		case <-timer.C:
 			return nil
 		case <-ctx.Done():

@@ -260,6 +260,23 @@ func TestRedlockLargeTokens(t *testing.T) {
 	}
 }
 
+// A number from which nobody can count on is nobody's token: it starts again, and the fence sees to the rest.
+func TestRedlockNumberAtItsEnd(t *testing.T) {
+	t.Parallel()
+	c, key := newCluster(t), newKey()
+	for i, number := range []string{"9223372036854775807", "1000000000000000000", "junk", "", "-1"} {
+		require.NoError(t, c.clients[i].Set(t.Context(), "fencepost:redlock:{"+string(key)+"}:token", number, 0).Err())
+	}
+	l := c.open(term).Locker
+	for n := range domain.Token(2) {
+		lease, err := l.Acquire(within(t, soon), key, newID())
+		require.NoError(t, err)
+		require.Equal(t, 1+n, lease.Token)
+		require.NoError(t, lease.Release(t.Context()))
+		c.requireNothingLeft(key)
+	}
+}
+
 // Of five servers two may be gone. With three gone, the answer comes at once and nothing stays behind; when they are back,
 // the work goes on, with larger tokens.
 func TestRedlockServersGone(t *testing.T) {
