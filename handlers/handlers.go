@@ -34,9 +34,9 @@ type Config struct {
 	// Instances are the base URLs of all instances. A page that one of them served may call the others.
 	Instances []string
 
-	Page           http.Handler  // serves / and everything below that is not the API's; may be nil
-	RequestTimeout time.Duration // 0: 15 s
-	MaxRequests    int           // served at the same time under /v1; 0: 512
+	Page           map[string]http.Handler // the files of the page by their paths; everybody may GET them
+	RequestTimeout time.Duration           // 0: 15 s
+	MaxRequests    int                     // served at the same time under /v1; 0: 512
 	Log            *slog.Logger
 	Version        string
 }
@@ -86,6 +86,9 @@ func (s *server) routes() []route {
 		// Where the other instances are is nobody's business on the open net; the page of a demonstration needs it.
 		routes = append(routes, route{http.MethodGet, "/v1/instances", anybody, s.instances})
 	}
+	for path, file := range s.Page {
+		routes = append(routes, route{http.MethodGet, path, anybody, echo.WrapHandler(file)})
+	}
 	return routes
 }
 
@@ -116,7 +119,7 @@ func New(c Config) http.Handler {
 	e.HTTPErrorHandler = s.answerError
 	e.IPExtractor = echo.ExtractIPDirect() // a client can write anything into X-Forwarded-For
 	e.Pre(decodedPath)
-	e.Use(s.observe, secure, s.shareAcrossInstances(crossOrigin), s.limit, s.page)
+	e.Use(s.observe, secure, s.shareAcrossInstances(crossOrigin), s.limit)
 	for _, r := range s.routes() {
 		e.Add(r.method, r.path, r.handle, s.allow(r.role))
 		if r.method == http.MethodGet {

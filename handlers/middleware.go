@@ -161,23 +161,6 @@ func (s *server) limit(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
-// page serves what no route has and is not the API's. As a route "/*" it would swallow the router's "method not allowed",
-// and answer an unknown path of the API with HTML.
-func (s *server) page(next echo.HandlerFunc) echo.HandlerFunc {
-	return func(c echo.Context) error {
-		if s.Page == nil || c.Path() != "" || ofAPI(c) {
-			return next(c)
-		}
-		c.SetPath("/*")
-		if method := c.Request().Method; method != http.MethodGet && method != http.MethodHead {
-			c.Response().Header().Set(echo.HeaderAllow, "GET, HEAD")
-			return errNoMethod
-		}
-		s.Page.ServeHTTP(c.Response(), c.Request())
-		return nil
-	}
-}
-
 // allow lets a caller through whose key has the role.
 func (s *server) allow(needed role) echo.MiddlewareFunc {
 	return func(next echo.HandlerFunc) echo.HandlerFunc {

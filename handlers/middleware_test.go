@@ -17,7 +17,8 @@ import (
 )
 
 func withPage(c *handlers.Config) {
-	c.Page = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("the page")) })
+	file := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("the page")) })
+	c.Page = map[string]http.Handler{"/": file, "/app.js": file}
 }
 
 // Every route, with the answers to nobody, to two ordinary keys and to an admin's.

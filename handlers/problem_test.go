@@ -101,7 +101,13 @@ func TestUnknownPathsAndMethods(t *testing.T) {
 		{"PUT", "/v1/items/lamp", 405, "OPTIONS, GET, HEAD"},
 		{"GET", "/v1/items/lamp/reservations", 405, "OPTIONS, POST"},
 		{"POST", "/healthz", 405, "OPTIONS, GET, HEAD"},
-		{"POST", "/", 405, "GET, HEAD"},
+		{"POST", "/", 405, "OPTIONS, GET, HEAD"},
+		{"POST", "/app.js", 405, "OPTIONS, GET, HEAD"},
+		{"GET", "/index.html", 404, ""},
+		{"GET", "/app.js/", 404, ""},
+		{"GET", "//", 404, ""},
+		{"GET", "/../app.js", 404, ""},
+		{"POST", "/unknown", 404, ""},
 	} {
 		w := call(h, tt.method, tt.path, "")
 		p := problemOf(t, w)

@@ -87,7 +87,7 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		},
 		Authenticate:   c.authenticate(store, log),
 		Instances:      c.Instances,
-		Page:           web.Handler(c.Instances),
+		Page:           web.Files(c.Instances),
 		RequestTimeout: requestTimeout,
 		Log:            log,
 		Version:        version(),
