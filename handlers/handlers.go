@@ -44,7 +44,8 @@ type Config struct {
 type server struct {
 	Config
 	slots   chan struct{}
-	origins map[string]bool
+	origins map[string]bool // of the instances' pages
+	hosts   map[string]bool // names under which the instances are called
 }
 
 // role is who may use a route.
@@ -102,7 +103,12 @@ func New(c Config) http.Handler {
 	if c.MaxRequests == 0 {
 		c.MaxRequests = 512
 	}
-	s := &server{Config: c, slots: make(chan struct{}, c.MaxRequests), origins: map[string]bool{}}
+	s := &server{
+		Config:  c,
+		slots:   make(chan struct{}, c.MaxRequests),
+		origins: map[string]bool{},
+		hosts:   map[string]bool{"localhost": true},
+	}
 	crossOrigin := http.NewCrossOriginProtection()
 	for _, instance := range c.Instances {
 		u, err := url.Parse(instance)
@@ -113,13 +119,14 @@ func New(c Config) http.Handler {
 			panic(fmt.Sprintf("handlers: instance %q: %v", instance, err))
 		}
 		s.origins[u.Scheme+"://"+u.Host] = true
+		s.hosts[hostname(u)] = true
 	}
 
 	e := echo.New()
 	e.HTTPErrorHandler = s.answerError
 	e.IPExtractor = echo.ExtractIPDirect() // a client can write anything into X-Forwarded-For
 	e.Pre(decodedPath)
-	e.Use(s.observe, secure, s.shareAcrossInstances(crossOrigin), s.limit)
+	e.Use(s.observe, secure, s.ownHost, s.shareAcrossInstances(crossOrigin), s.limit)
 	for _, r := range s.routes() {
 		e.Add(r.method, r.path, r.handle, s.allow(r.role))
 		if r.method == http.MethodGet {

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"regexp"
 	"runtime/debug"
 	"strings"
@@ -106,6 +108,24 @@ func secure(next echo.HandlerFunc) echo.HandlerFunc {
 		return next(c)
 	}
 }
+
+// ownHost refuses, where authentication is off, what was sent to another host's name. Any web site can have its name lead to
+// 127.0.0.1 (DNS rebinding). To a browser its page and this service are then one site, so that the check of the origin finds
+// nothing; but the name is still in the Host header.
+func (s *server) ownHost(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		if s.Authenticate == nil {
+			name := hostname(&url.URL{Host: c.Request().Host})
+			if ip, err := netip.ParseAddr(name); !s.hosts[name] && (err != nil || !ip.Unmap().IsLoopback()) {
+				return errMisdirected
+			}
+		}
+		return next(c)
+	}
+}
+
+// hostname is the host without its port, as names are compared.
+func hostname(u *url.URL) string { return strings.ToLower(u.Hostname()) }
 
 func ofAPI(c echo.Context) bool {
 	path := c.Request().URL.Path

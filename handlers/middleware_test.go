@@ -156,6 +156,33 @@ func TestPostOfAnotherSiteWithoutBody(t *testing.T) {
 	assert.Zero(t, m.sections)
 }
 
+// A page whose own name was made to lead to 127.0.0.1 is of the same origin as the service, to the browser.
+func TestOtherNamesThatLeadHere(t *testing.T) {
+	t.Parallel()
+	withInstance := func(c *handlers.Config) { c.Instances = []string{"https://Shop.example:8443"} }
+	for host, ours := range map[string]bool{
+		"localhost": true, "localhost:8080": true, "LOCALHOST": true, "127.0.0.1": true, "127.0.0.1:8080": true, "127.1.2.3": true,
+		"[::1]": true, "[::1]:8080": true, "[::ffff:127.0.0.1]:1": true, "shop.example": true, "shop.example:9000": true,
+		"evil.example": false, "evil.example:8080": false, "127.0.0.1.evil.example": false, "localhost.evil.example": false,
+		"a.shop.example": false, "10.0.0.7": false, "0.0.0.0": false, "": false, ":8080": false, "[": false,
+	} {
+		for _, path := range []string{"/", "/v1/instances", "/v1/items", "/healthz", "/unknown"} {
+			w := call(newHandler(newMemory(), withPage, withInstance), "GET", path, "", "Host", host)
+			if ours {
+				assert.NotEqual(t, 421, w.Code, "%q %s", host, path)
+			} else {
+				assert.Equal(t, "misdirected", problemOf(t, w).Code, "%q %s", host, path)
+				assert.Equal(t, 421, w.Code)
+			}
+		}
+		m := newMemory()
+		call(newHandler(m, withInstance), "POST", "/v1/items/lamp/reservations", `{"quantity":1}`, "Host", host, "Origin", "http://"+host, "Sec-Fetch-Site", "same-origin")
+		assert.Equal(t, ours, m.sections == 1, host)
+	}
+	w := call(newHandler(newMemory(), withKeys), "GET", "/v1/items", "", "Host", "evil.example", "Authorization", "Bearer "+shopKey)
+	assert.Equal(t, 200, w.Code, "a page does not have the key")
+}
+
 func TestTooManyRequests(t *testing.T) {
 	t.Parallel()
 	m := newMemory()

@@ -141,6 +141,7 @@ func TestClientThatIsGone(t *testing.T) {
 	m.during = func(context.Context) { cancel() }
 	m.err = fmt.Errorf("waiting for the lock: %w", context.Canceled)
 	r := httptest.NewRequestWithContext(ctx, "POST", "/v1/reservations/rsv_1/confirm", nil)
+	r.Host = "localhost"
 	w := httptest.NewRecorder()
 	newHandler(m).ServeHTTP(w, r)
 	assert.Equal(t, 499, w.Code)
