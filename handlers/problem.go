@@ -23,6 +23,7 @@ var (
 	errNoMethod     = errors.New("no such method here")
 	errMediaType    = errors.New("the body is not declared as JSON")
 	errTooLarge     = errors.New("the body is too large")
+	errIncomplete   = errors.New("the body did not come to its end")
 	errMalformed    = errors.New("the body is not JSON")
 	errOverloaded   = errors.New("too many requests at once")
 	errNotReady     = errors.New("not ready")
@@ -110,6 +111,7 @@ var problems = []struct {
 	{errNoMethod, http.StatusMethodNotAllowed, "method_not_allowed", false, "Method not allowed", "The Allow header lists the methods of this path."},
 	{errMediaType, http.StatusUnsupportedMediaType, "unsupported_media_type", false, "The body must be JSON", "Send the body as UTF-8 with \"Content-Type: application/json\"."},
 	{errTooLarge, http.StatusRequestEntityTooLarge, "too_large", false, "The body is too large", fmt.Sprintf("The limit is %d bytes.", maxBody)},
+	{errIncomplete, http.StatusRequestTimeout, "request_timeout", true, "The body is not complete", "The end of the body did not arrive, or not in time. " + nothingWritten},
 	{errMalformed, http.StatusBadRequest, "malformed", false, "The body is not JSON", ""},
 	{errOverloaded, http.StatusServiceUnavailable, "overloaded", true, "Too many requests at once", "This instance serves as many requests as it may. " + nothingWritten},
 	{errNotReady, http.StatusServiceUnavailable, "not_ready", true, "Not ready", ""},
