@@ -68,6 +68,16 @@ func TestRoles(t *testing.T) {
 	}
 }
 
+func TestOnlyAdminsSeeWhereTheLockServersAre(t *testing.T) {
+	t.Parallel()
+	h := newHandler(newMemory(), withKeys)
+	for key, sees := range map[string]bool{shopKey: false, adminKey: true} {
+		w := call(h, "GET", "/v1/strategies", "", "Authorization", "Bearer "+key)
+		require.Equal(t, 200, w.Code)
+		assert.Equal(t, sees, strings.Contains(w.Body.String(), "127.0.0.1:6379"), w.Body)
+	}
+}
+
 func TestKeysThatAreNone(t *testing.T) {
 	t.Parallel()
 	h := newHandler(newMemory(), withKeys)

@@ -29,6 +29,7 @@ type strategyJSON struct {
 	Resources int64           `json:"resources"`
 }
 
+// strategies tells only admins where the lock servers are.
 func (s *server) strategies(c echo.Context) error {
 	strategies, err := s.Strategies(c.Request().Context())
 	if err != nil {
@@ -40,7 +41,10 @@ func (s *server) strategies(c echo.Context) error {
 	for i, st := range strategies {
 		j := strategyJSON{
 			Name: st.Name, Summary: st.Summary, Fences: st.Fences, Available: st.Available, Problem: st.Problem,
-			Server: st.Server, InCharge: make([]authorityJSON, len(st.InCharge)), Resources: st.Resources,
+			InCharge: make([]authorityJSON, len(st.InCharge)), Resources: st.Resources,
+		}
+		if callerOf(c).Admin {
+			j.Server = st.Server
 		}
 		for k, a := range st.InCharge {
 			j.InCharge[k] = authorityJSON{Scope: a.Scope, Epoch: strconv.FormatInt(a.Epoch, 10), Since: a.Since.UTC()}
