@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"net/http"
 	"os"
 	"reflect"
+	"regexp"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -137,7 +139,7 @@ func decodeObject(path string, raw []byte, into reflect.Value) error {
 		if err := dec.Decode(&value); err != nil {
 			return err
 		}
-		at := join(path, name)
+		at := join(path, shown(name))
 		i, known := fields[name]
 		switch {
 		case !known:
@@ -202,6 +204,17 @@ func fieldsOf(t reflect.Type) map[string]int {
 func nameOf(f reflect.StructField) (name string, optional bool) {
 	name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
 	return name, options == "omitempty"
+}
+
+// plainName is what a client may call something and have it repeated as it is.
+var plainName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+
+// shown is a name of the client's choice, fit for an answer: what is long is cut, and what is not plain is quoted.
+func shown(name string) string {
+	if plainName.MatchString(name) {
+		return name
+	}
+	return fmt.Sprintf("%.64q", name)
 }
 
 func join(path, name string) string {

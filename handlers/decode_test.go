@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -197,6 +198,37 @@ func TestBodiesThatOneRouteRefuses(t *testing.T) {
 			assert.Contains(t, p.Detail, tt.field+" must")
 			assert.Zero(t, m.sections+m.made)
 		})
+	}
+}
+
+// An answer is no place for whatever a client has sent.
+func TestNamesThatAreShown(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("a", 60000)
+	for name, want := range map[string]string{
+		"tokne":              "tokne",
+		"Content-Type":       "Content-Type",
+		"":                   `""`,
+		"a b":                `"a b"`,
+		"a\r\nSet-Cookie: b": `"a\r\nSet-Cookie: b"`,
+		"\u202egnp":          `"\u202egnp"`,
+		`x" must be kept`:    `"x\" must be kept"`,
+		long:                 `"` + long[:64] + `"`,
+	} {
+		key, err := json.Marshal(name)
+		require.NoError(t, err)
+		h := newHandler(newMemory())
+		for prefix, body := range map[string]string{
+			"":      fmt.Sprintf(`{%s:1}`, key),
+			"lock.": fmt.Sprintf(`{"lock":{%s:1}}`, key),
+		} {
+			p := problemOf(t, call(h, "POST", "/v1/items", body))
+			assert.Equal(t, prefix+want, p.Field)
+			assert.Equal(t, prefix+want+" must be left out: there is no such field", p.Detail)
+		}
+		p := problemOf(t, call(h, "GET", "/v1/audit?"+url.QueryEscape(name)+"=1", ""))
+		assert.Equal(t, want, p.Field)
+		assert.Equal(t, want+" must be left out: there is no such parameter", p.Detail)
 	}
 }
 
