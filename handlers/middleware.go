@@ -160,8 +160,8 @@ func (s *server) shareAcrossInstances(protection *http.CrossOriginProtection) ec
 	}
 }
 
-// limit bounds how long a request may take and how many run at once. Health checks and the page are not counted: an
-// instance with much to do is neither dead nor invisible.
+// limit bounds how long a request may take and how many of the API's run at once. Health checks and the page are not
+// counted: whoever gets a connection learns that an instance with much to do is neither dead nor gone.
 func (s *server) limit(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		if ofAPI(c) {

@@ -25,8 +25,10 @@ import (
 )
 
 const (
-	startTimeout   = 10 * time.Second
-	maxConnections = 1000
+	startTimeout = 10 * time.Second
+	// Far more than requests that are served at once: clients keep connections open, and when all are taken nobody gets
+	// through, not even to /healthz.
+	maxConnections = 4096
 )
 
 type serveCommand struct{}
@@ -127,7 +129,7 @@ func (c *Config) serve(ctx context.Context, listener net.Listener, handler http.
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      requestTimeout + 20*time.Second, // the outcome of a COMMIT is awaited beyond the request's time
-		IdleTimeout:       60 * time.Second,
+		IdleTimeout:       30 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}

@@ -207,6 +207,22 @@ func TestRedisThatDoesNotAnswer(t *testing.T) {
 	assert.NotContains(t, stderr, "hunter2")
 }
 
+// Clients that keep many connections open, and send nothing, must not make the instance look dead.
+func TestIdleConnections(t *testing.T) {
+	db := postgrestest.New(t)
+	i := start(t, map[string]string{"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_AUTH": "off"})
+	for range 2000 {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(i.url, "http://"))
+		require.NoError(t, err)
+		defer conn.Close()
+	}
+	client := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	response, err := client.Get(i.url + "/healthz")
+	require.NoError(t, err)
+	response.Body.Close()
+	assert.Equal(t, 200, response.StatusCode)
+}
+
 func TestKeysCommand(t *testing.T) {
 	db := postgrestest.New(t)
 	env := map[string]string{"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_DRAIN_DELAY": "0s"}
