@@ -89,7 +89,7 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		},
 		Authenticate:   c.authenticate(store, log),
 		Instances:      c.Instances,
-		Page:           web.Files(c.Instances),
+		Page:           web.Files(c.called()),
 		RequestTimeout: requestTimeout,
 		Log:            log,
 		Version:        version(),
@@ -181,6 +181,15 @@ func (c *Config) authenticate(store *postgres.Store, log *slog.Logger) func(cont
 		return nil
 	}
 	return store.Keys().Authenticate
+}
+
+// called are the instances that the page may call. Where there are keys it calls none but its own: where the others are is
+// nobody's business on the open net.
+func (c *Config) called() []string {
+	if c.Auth == "off" {
+		return c.Instances
+	}
+	return nil
 }
 
 // instance names this process where its refused writes are recorded.

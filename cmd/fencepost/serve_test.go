@@ -207,6 +207,33 @@ func TestRedisThatDoesNotAnswer(t *testing.T) {
 	assert.NotContains(t, stderr, "hunter2")
 }
 
+func TestWhereTheOthersAreIsToldOnlyWithoutKeys(t *testing.T) {
+	db := postgrestest.New(t)
+	const other = "http://10.0.0.7:8080"
+	for auth, told := range map[string]bool{"off": true, "keys": false} {
+		i := start(t, map[string]string{
+			"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_AUTH": auth, "FENCEPOST_INSTANCES": other, "FENCEPOST_DRAIN_DELAY": "0s",
+		})
+		response, err := http.Get(i.url)
+		require.NoError(t, err)
+		response.Body.Close()
+		assert.Equal(t, told, strings.Contains(response.Header.Get("Content-Security-Policy"), other), auth)
+		status, _ := i.call(t, "GET", "/v1/instances", "")
+		assert.Equal(t, told, status == 200, auth)
+		i.signal()
+		assert.Equal(t, exitOK, <-i.exit)
+	}
+}
+
+func TestWhatAClientSentIsRepeatedInPart(t *testing.T) {
+	db := postgrestest.New(t)
+	i := start(t, map[string]string{"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_AUTH": "off"})
+	status, answer := i.call(t, "POST", "/v1/items", `{"sku":"a","name":"a","stock":1,"lock":{"strategy":"`+strings.Repeat("paxos", 10000)+`"}}`)
+	assert.Equal(t, 422, status)
+	assert.Contains(t, answer, "paxospaxos")
+	assert.Less(t, len(answer), 1000)
+}
+
 // Clients that keep many connections open, and send nothing, must not make the instance look dead.
 func TestIdleConnections(t *testing.T) {
 	db := postgrestest.New(t)
