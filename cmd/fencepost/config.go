@@ -25,19 +25,19 @@ import (
 // Config is the whole configuration. Each field is an environment variable and a flag. Fields with the tag secret are
 // printed without their passwords; each of them can also come from a file, as secret stores hand them out.
 type Config struct {
-	Listen string `env:"FENCEPOST_LISTEN" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where to listen."`
+	Listen string `env:"FENCEPOST_LISTEN" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where to listen (${default})."`
 
 	DatabaseURL     string `env:"FENCEPOST_DATABASE_URL" secret:"" placeholder:"URL" help:"PostgreSQL, as the service's role: postgres://fencepost_service:PASSWORD@HOST:5432/DATABASE."`
 	DatabaseURLFile string `env:"FENCEPOST_DATABASE_URL_FILE" placeholder:"FILE" help:"A file with FENCEPOST_DATABASE_URL in it."`
-	DatabaseConns   int    `env:"FENCEPOST_DATABASE_CONNS" default:"16" placeholder:"N" help:"The most connections to PostgreSQL."`
+	DatabaseConns   int    `env:"FENCEPOST_DATABASE_CONNS" default:"16" placeholder:"N" help:"The most connections to PostgreSQL (${default})."`
 	OwnerURL        string `env:"FENCEPOST_OWNER_URL" secret:"" placeholder:"URL" help:"PostgreSQL, as the owner of the schema; for migrate alone."`
 	OwnerURLFile    string `env:"FENCEPOST_OWNER_URL_FILE" placeholder:"FILE" help:"A file with FENCEPOST_OWNER_URL in it."`
 
-	Auth string `env:"FENCEPOST_AUTH" default:"keys" placeholder:"keys|off" help:"Whether callers need a key. Off makes every caller an admin, and starts on a loopback address only."`
+	Auth string `env:"FENCEPOST_AUTH" default:"keys" placeholder:"keys|off" help:"Whether callers need a key (${default}). Off makes every caller an admin, and starts on a loopback address only."`
 
-	InventoryLock string `env:"FENCEPOST_INVENTORY_LOCK" default:"postgres" placeholder:"STRATEGY" help:"The lock strategy of items that have none of their own."`
-	CouponLock    string `env:"FENCEPOST_COUPON_LOCK" default:"postgres" placeholder:"STRATEGY" help:"The lock strategy of coupons that have none of their own."`
-	Fencing       string `env:"FENCEPOST_FENCING" default:"enforced" placeholder:"enforced|off" help:"Whether PostgreSQL refuses stale writes to new resources that do not say. Off is for demonstrations."`
+	InventoryLock string `env:"FENCEPOST_INVENTORY_LOCK" default:"postgres" placeholder:"STRATEGY" help:"The lock strategy of items that have none of their own (${default})."`
+	CouponLock    string `env:"FENCEPOST_COUPON_LOCK" default:"postgres" placeholder:"STRATEGY" help:"The lock strategy of coupons that have none of their own (${default})."`
+	Fencing       string `env:"FENCEPOST_FENCING" default:"enforced" placeholder:"enforced|off" help:"Whether PostgreSQL refuses stale writes to new resources that do not say (${default}). Off is for demonstrations."`
 
 	RedisURL         string   `env:"FENCEPOST_REDIS_URL" secret:"" placeholder:"URL" help:"The Redis server of the strategy redis: redis://HOST:6379."`
 	RedisURLFile     string   `env:"FENCEPOST_REDIS_URL_FILE" placeholder:"FILE" help:"A file with FENCEPOST_REDIS_URL in it."`
@@ -55,8 +55,8 @@ type Config struct {
 	Instances       []string      `env:"FENCEPOST_INSTANCES" placeholder:"URL,URL" help:"Base URLs of all instances: a page that one of them served may call the others."`
 	DrainDelay      time.Duration `env:"FENCEPOST_DRAIN_DELAY" default:"1s" help:"How long /readyz says no before the service stops listening."`
 	ShutdownTimeout time.Duration `env:"FENCEPOST_SHUTDOWN_TIMEOUT" default:"15s" help:"How long requests may take to finish after SIGTERM."`
-	LogFormat       string        `env:"FENCEPOST_LOG_FORMAT" default:"text" placeholder:"text|json" help:"The form of the log."`
-	LogLevel        string        `env:"FENCEPOST_LOG_LEVEL" default:"info" placeholder:"LEVEL" help:"The least important lines to log: debug, info, warn or error."`
+	LogFormat       string        `env:"FENCEPOST_LOG_FORMAT" default:"text" placeholder:"text|json" help:"The form of the log (${default})."`
+	LogLevel        string        `env:"FENCEPOST_LOG_LEVEL" default:"info" placeholder:"LEVEL" help:"The least important lines to log: debug, info, warn or error (${default})."`
 
 	problems configError // found while reading; complete after one of the check methods
 }

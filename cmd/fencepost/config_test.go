@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -160,6 +161,16 @@ func TestConfigurationVariables(t *testing.T) {
 	for _, name := range names {
 		assert.True(t, strings.HasPrefix(name, "FENCEPOST_"), name)
 		assert.Equal(t, 1, strings.Count("\n"+stdout, "\n"+name+"="), name)
+	}
+}
+
+// A placeholder takes the default's place in the help, so the words have to give it.
+func TestHelpTellsTheDefaults(t *testing.T) {
+	for f := range reflect.TypeFor[Config]().Fields() {
+		_, hidden := f.Tag.Lookup("placeholder")
+		if _, given := f.Tag.Lookup("default"); given && hidden {
+			assert.Contains(t, f.Tag.Get("help"), "(${default})", f.Name)
+		}
 	}
 }
 
