@@ -57,7 +57,11 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 	}
 	defer listener.Close()
 	redis.SetLogger(redisLog{log})
-	backends, err := strategies.Open(strategies.Config{RedisURL: c.RedisURL, RedlockURLs: c.RedlockURLs, LeaseTTL: c.LeaseTTL, Log: log})
+	backends, err := strategies.Open(strategies.Config{
+		RedisURL: c.RedisURL, RedlockURLs: c.RedlockURLs,
+		ZooKeeperServers: c.ZooKeeperServers, ZooKeeperAuth: c.ZooKeeperAuth,
+		LeaseTTL: c.LeaseTTL, Log: log,
+	})
 	if err != nil {
 		return err
 	}

@@ -250,6 +250,19 @@ func TestIdleConnections(t *testing.T) {
 	assert.Equal(t, 200, response.StatusCode)
 }
 
+func TestZooKeeperThatDoesNotAnswer(t *testing.T) {
+	db := postgrestest.New(t)
+	code, _, stderr := runIn(t, map[string]string{
+		"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_AUTH": "off", "FENCEPOST_LISTEN": "127.0.0.1:0",
+		"FENCEPOST_INVENTORY_LOCK": "zookeeper", "FENCEPOST_ZOOKEEPER_SERVERS": "127.0.0.1:1,127.0.0.1:2",
+		"FENCEPOST_ZOOKEEPER_AUTH": "fencepost:hunter2",
+	}, "serve")
+	assert.Equal(t, exitFailed, code)
+	assert.True(t, strings.HasPrefix(stderr, "fencepost: ZooKeeper at 127.0.0.1:1,127.0.0.1:2 does not answer: start it or correct FENCEPOST_ZOOKEEPER_SERVERS ("), stderr)
+	assert.Equal(t, 1, strings.Count(stderr, "\n"), stderr)
+	assert.NotContains(t, stderr, "hunter2")
+}
+
 func TestKeysCommand(t *testing.T) {
 	db := postgrestest.New(t)
 	env := map[string]string{"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_DRAIN_DELAY": "0s"}
