@@ -22,33 +22,44 @@ type demoCmd struct {
 // Run ends with the instances stopped in order, before their servers are.
 func (c *demoCmd) Run(ctx context.Context) error {
 	options := servers.Options{Require: c.Require, RequireEmpty: true}
-	return withLab(ctx, options, func(ctx context.Context, lab *servers.Lab) error {
-		binary, err := instances.Build(ctx, lab)
+	err := withLab(ctx, options, func(ctx context.Context, lab *servers.Lab) error {
+		running, err := c.start(ctx, lab)
 		if err != nil {
-			return err
-		}
-		if err := instances.Migrate(ctx, lab, binary); err != nil {
-			return err
-		}
-		addresses, err := demoAddresses(lab)
-		if err != nil {
-			return err
-		}
-		config := instances.Config{Binary: binary, Addresses: addresses}
-		if c.Verbose {
-			config.Output = os.Stderr
-		}
-		running, err := instances.Start(ctx, lab, config)
-		if err != nil {
-			return err
-		}
-		if err := seed(ctx, running[0].URL); err != nil {
-			return errors.Join(fmt.Errorf("seed: %w", err), instances.Stop(context.WithoutCancel(ctx), running))
+			return unlessStopped(ctx, err)
 		}
 		c.explain(lab, running)
 		err = ended(ctx)
 		return errors.Join(err, instances.Stop(context.WithoutCancel(ctx), running))
 	})
+	return untilSignal(err)
+}
+
+// start builds the service and brings up three instances of it that have something to sell.
+func (c *demoCmd) start(ctx context.Context, lab *servers.Lab) ([]*instances.Instance, error) {
+	fmt.Fprintln(os.Stderr, "Building the service; the first time takes a minute or two.")
+	binary, err := instances.Build(ctx, lab)
+	if err != nil {
+		return nil, err
+	}
+	if err := instances.Migrate(ctx, lab, binary); err != nil {
+		return nil, err
+	}
+	addresses, err := demoAddresses(lab)
+	if err != nil {
+		return nil, err
+	}
+	config := instances.Config{Binary: binary, Addresses: addresses}
+	if c.Verbose {
+		config.Output = os.Stderr
+	}
+	running, err := instances.Start(ctx, lab, config)
+	if err != nil {
+		return nil, err
+	}
+	if err := seed(ctx, running[0].URL); err != nil {
+		return nil, errors.Join(fmt.Errorf("seed: %w", err), instances.Stop(context.WithoutCancel(ctx), running))
+	}
+	return running, nil
 }
 
 func (c *demoCmd) explain(lab *servers.Lab, running []*instances.Instance) {
