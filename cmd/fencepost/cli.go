@@ -76,15 +76,17 @@ func (c *Config) explain(err error) error {
 	var at, variable string
 	switch unavailable.Server {
 	case "PostgreSQL":
-		at, variable = c.DatabaseURL, "FENCEPOST_DATABASE_URL"
+		at, variable = address(c.DatabaseURL), "FENCEPOST_DATABASE_URL"
 	case "Redis":
-		at, variable = c.RedisURL, "FENCEPOST_REDIS_URL"
+		at, variable = address(c.RedisURL), "FENCEPOST_REDIS_URL"
 	case "Redlock":
 		return fmt.Errorf("the servers of Redlock cannot be used: start or correct them, or correct FENCEPOST_REDLOCK_URLS (%w)", err)
+	case "ZooKeeper":
+		at, variable = strings.Join(c.ZooKeeperServers, ","), "FENCEPOST_ZOOKEEPER_SERVERS"
 	default:
 		return err
 	}
-	return fmt.Errorf("%s at %s does not answer: start it or correct %s (%w)", unavailable.Server, address(at), variable, err)
+	return fmt.Errorf("%s at %s does not answer: start it or correct %s (%w)", unavailable.Server, at, variable, err)
 }
 
 // oneLine joins the lines of an error: drivers break theirs, and half of a message is easily lost in a log.

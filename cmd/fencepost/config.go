@@ -23,27 +23,30 @@ import (
 )
 
 // Config is the whole configuration. Each field is an environment variable and a flag. Fields with the tag secret are
-// printed without their passwords; each of them can also come from a file, as secret stores hand them out.
+// printed without their passwords, which are in a URL or, if the tag says pair, behind a user's name; each of them can also
+// come from a file, as secret stores hand them out.
 type Config struct {
-	Listen string `env:"FENCEPOST_LISTEN" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where to listen."`
+	Listen string `env:"FENCEPOST_LISTEN" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where to listen (${default})."`
 
 	DatabaseURL     string `env:"FENCEPOST_DATABASE_URL" secret:"" placeholder:"URL" help:"PostgreSQL, as the service's role: postgres://fencepost_service:PASSWORD@HOST:5432/DATABASE."`
 	DatabaseURLFile string `env:"FENCEPOST_DATABASE_URL_FILE" placeholder:"FILE" help:"A file with FENCEPOST_DATABASE_URL in it."`
-	DatabaseConns   int    `env:"FENCEPOST_DATABASE_CONNS" default:"16" placeholder:"N" help:"The most connections to PostgreSQL."`
+	DatabaseConns   int    `env:"FENCEPOST_DATABASE_CONNS" default:"16" placeholder:"N" help:"The most connections to PostgreSQL (${default})."`
 	OwnerURL        string `env:"FENCEPOST_OWNER_URL" secret:"" placeholder:"URL" help:"PostgreSQL, as the owner of the schema; for migrate alone."`
 	OwnerURLFile    string `env:"FENCEPOST_OWNER_URL_FILE" placeholder:"FILE" help:"A file with FENCEPOST_OWNER_URL in it."`
 
-	Auth string `env:"FENCEPOST_AUTH" default:"keys" placeholder:"keys|off" help:"Whether callers need a key. Off makes every caller an admin, and starts on a loopback address only."`
+	Auth string `env:"FENCEPOST_AUTH" default:"keys" placeholder:"keys|off" help:"Whether callers need a key (${default}). Off makes every caller an admin, and starts on a loopback address only."`
 
-	InventoryLock string `env:"FENCEPOST_INVENTORY_LOCK" default:"postgres" placeholder:"STRATEGY" help:"The lock strategy of items that have none of their own."`
-	CouponLock    string `env:"FENCEPOST_COUPON_LOCK" default:"postgres" placeholder:"STRATEGY" help:"The lock strategy of coupons that have none of their own."`
-	Fencing       string `env:"FENCEPOST_FENCING" default:"enforced" placeholder:"enforced|off" help:"Whether PostgreSQL refuses stale writes to new resources that do not say. Off is for demonstrations."`
+	InventoryLock string `env:"FENCEPOST_INVENTORY_LOCK" default:"postgres" placeholder:"STRATEGY" help:"The lock strategy of items that have none of their own (${default})."`
+	CouponLock    string `env:"FENCEPOST_COUPON_LOCK" default:"postgres" placeholder:"STRATEGY" help:"The lock strategy of coupons that have none of their own (${default})."`
+	Fencing       string `env:"FENCEPOST_FENCING" default:"enforced" placeholder:"enforced|off" help:"Whether PostgreSQL refuses stale writes to new resources that do not say (${default}). Off is for demonstrations."`
 
-	RedisURL         string   `env:"FENCEPOST_REDIS_URL" secret:"" placeholder:"URL" help:"The Redis server of the strategy redis: redis://HOST:6379."`
-	RedisURLFile     string   `env:"FENCEPOST_REDIS_URL_FILE" placeholder:"FILE" help:"A file with FENCEPOST_REDIS_URL in it."`
-	RedlockURLs      []string `name:"redlock-urls" env:"FENCEPOST_REDLOCK_URLS" secret:"" placeholder:"URL,URL" help:"The independent Redis masters of the strategy redlock."`
-	RedlockURLsFile  string   `name:"redlock-urls-file" env:"FENCEPOST_REDLOCK_URLS_FILE" placeholder:"FILE" help:"A file with FENCEPOST_REDLOCK_URLS in it."`
-	ZooKeeperServers []string `name:"zookeeper-servers" env:"FENCEPOST_ZOOKEEPER_SERVERS" placeholder:"HOST:PORT,HOST:PORT" help:"The ensemble of the strategy zookeeper."`
+	RedisURL          string   `env:"FENCEPOST_REDIS_URL" secret:"" placeholder:"URL" help:"The Redis server of the strategy redis: redis://HOST:6379."`
+	RedisURLFile      string   `env:"FENCEPOST_REDIS_URL_FILE" placeholder:"FILE" help:"A file with FENCEPOST_REDIS_URL in it."`
+	RedlockURLs       []string `name:"redlock-urls" env:"FENCEPOST_REDLOCK_URLS" secret:"" placeholder:"URL,URL" help:"The independent Redis masters of the strategy redlock."`
+	RedlockURLsFile   string   `name:"redlock-urls-file" env:"FENCEPOST_REDLOCK_URLS_FILE" placeholder:"FILE" help:"A file with FENCEPOST_REDLOCK_URLS in it."`
+	ZooKeeperServers  []string `name:"zookeeper-servers" env:"FENCEPOST_ZOOKEEPER_SERVERS" placeholder:"HOST:PORT,HOST:PORT" help:"The ensemble of the strategy zookeeper."`
+	ZooKeeperAuth     string   `name:"zookeeper-auth" env:"FENCEPOST_ZOOKEEPER_AUTH" secret:"pair" placeholder:"USER:PASSWORD" help:"Whom the nodes in ZooKeeper belong to. Without it, they are open to all who reach it."`
+	ZooKeeperAuthFile string   `name:"zookeeper-auth-file" env:"FENCEPOST_ZOOKEEPER_AUTH_FILE" placeholder:"FILE" help:"A file with FENCEPOST_ZOOKEEPER_AUTH in it."`
 
 	LeaseTTL   time.Duration `env:"FENCEPOST_LEASE_TTL" default:"10s" help:"How long a lease lives when its holder is not heard of."`
 	LockWait   time.Duration `env:"FENCEPOST_LOCK_WAIT" default:"5s" help:"The longest wait for a lock."`
@@ -55,8 +58,8 @@ type Config struct {
 	Instances       []string      `env:"FENCEPOST_INSTANCES" placeholder:"URL,URL" help:"Base URLs of all instances: a page that one of them served may call the others."`
 	DrainDelay      time.Duration `env:"FENCEPOST_DRAIN_DELAY" default:"1s" help:"How long /readyz says no before the service stops listening."`
 	ShutdownTimeout time.Duration `env:"FENCEPOST_SHUTDOWN_TIMEOUT" default:"15s" help:"How long requests may take to finish after SIGTERM."`
-	LogFormat       string        `env:"FENCEPOST_LOG_FORMAT" default:"text" placeholder:"text|json" help:"The form of the log."`
-	LogLevel        string        `env:"FENCEPOST_LOG_LEVEL" default:"info" placeholder:"LEVEL" help:"The least important lines to log: debug, info, warn or error."`
+	LogFormat       string        `env:"FENCEPOST_LOG_FORMAT" default:"text" placeholder:"text|json" help:"The form of the log (${default})."`
+	LogLevel        string        `env:"FENCEPOST_LOG_LEVEL" default:"info" placeholder:"LEVEL" help:"The least important lines to log: debug, info, warn or error (${default})."`
 
 	problems configError // found while reading; complete after one of the check methods
 }
@@ -166,6 +169,8 @@ func (c *Config) checkAll() error {
 	for _, s := range c.ZooKeeperServers {
 		c.checkHostPort("FENCEPOST_ZOOKEEPER_SERVERS", s, 1)
 	}
+	c.readFile("FENCEPOST_ZOOKEEPER_AUTH", &c.ZooKeeperAuth, c.ZooKeeperAuthFile)
+	c.checkPair("FENCEPOST_ZOOKEEPER_AUTH", c.ZooKeeperAuth)
 
 	c.checkOneOf("FENCEPOST_FENCING", c.Fencing, string(domain.FencingEnforced), string(domain.FencingOff))
 	c.checkStrategy("FENCEPOST_INVENTORY_LOCK", c.InventoryLock)
@@ -249,6 +254,8 @@ func (c *Config) checkStrategy(variable, strategy string) {
 		c.problem(variable, "is redlock: set FENCEPOST_REDLOCK_URLS to its servers")
 	case strategy == "redis" && c.RedisURL == "" && !c.unreadable("FENCEPOST_REDIS_URL_FILE"):
 		c.problem(variable, "is redis: set FENCEPOST_REDIS_URL to its server")
+	case strategy == "zookeeper" && len(c.ZooKeeperServers) == 0:
+		c.problem(variable, "is zookeeper: set FENCEPOST_ZOOKEEPER_SERVERS to its ensemble")
 	}
 }
 
@@ -291,6 +298,14 @@ func (c *Config) checkURL(variable, value string, required bool, schemes []strin
 	}
 }
 
+// checkPair never repeats the value, as there is a password in it.
+func (c *Config) checkPair(variable, value string) {
+	user, password, _ := strings.Cut(value, ":")
+	if value != "" && (user == "" || password == "") {
+		c.problem(variable, "is not a user and a password: write USER:PASSWORD")
+	}
+}
+
 func (c *Config) checkBaseURL(variable, value string) {
 	u, err := url.Parse(value)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.Opaque != "" ||
@@ -310,11 +325,25 @@ func (c *Config) print(w io.Writer) {
 		if values, ok := v.Interface().([]string); ok {
 			text = strings.Join(values, ",")
 		}
-		if _, secret := f.Tag.Lookup("secret"); secret {
+		if kind, secret := f.Tag.Lookup("secret"); kind == "pair" {
+			text = redactedPair(text)
+		} else if secret {
 			text = redactedList(text)
 		}
 		fmt.Fprintf(w, "%s=%s\n", name, text)
 	}
+}
+
+// redactedPair hides the password of USER:PASSWORD, and everything where there is no telling which is which.
+func redactedPair(text string) string {
+	user, _, ok := strings.Cut(text, ":")
+	switch {
+	case text == "":
+		return ""
+	case !ok:
+		return "(hidden: not a user and a password)"
+	}
+	return user + ":xxxxx"
 }
 
 func redactedList(text string) string {

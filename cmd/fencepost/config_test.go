@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -64,9 +65,11 @@ func TestServeRefusesBadConfiguration(t *testing.T) {
 			map[string]string{"FENCEPOST_AUTH": "off", "FENCEPOST_LISTEN": "10.0.0.7:8080"},
 			`FENCEPOST_AUTH is off and FENCEPOST_LISTEN is 10.0.0.7:8080: `,
 		},
-		{"strategy", map[string]string{"FENCEPOST_INVENTORY_LOCK": "paxos"}, `FENCEPOST_INVENTORY_LOCK is "paxos", which is no strategy: set it to one of none, local, postgres, redis, redlock`},
+		{"strategy", map[string]string{"FENCEPOST_INVENTORY_LOCK": "paxos"}, `FENCEPOST_INVENTORY_LOCK is "paxos", which is no strategy: set it to one of none, local, postgres, redis, redlock, zookeeper`},
 		{"no fence for none", map[string]string{"FENCEPOST_COUPON_LOCK": "none"}, `FENCEPOST_COUPON_LOCK is none, which issues no fencing tokens: set FENCEPOST_FENCING=off as well, or another strategy`},
 		{"redis without a server", map[string]string{"FENCEPOST_INVENTORY_LOCK": "redis"}, `FENCEPOST_INVENTORY_LOCK is redis: set FENCEPOST_REDIS_URL to its server`},
+		{"zookeeper without a server", map[string]string{"FENCEPOST_COUPON_LOCK": "zookeeper"}, `FENCEPOST_COUPON_LOCK is zookeeper: set FENCEPOST_ZOOKEEPER_SERVERS to its ensemble`},
+		{"zookeeper's user", map[string]string{"FENCEPOST_ZOOKEEPER_AUTH": "hunter2"}, `FENCEPOST_ZOOKEEPER_AUTH is not a user and a password: write USER:PASSWORD`},
 		{"fencing", map[string]string{"FENCEPOST_FENCING": "on"}, `FENCEPOST_FENCING is "on": set it to enforced or off`},
 		{"redis", map[string]string{"FENCEPOST_REDIS_URL": "127.0.0.1:6379"}, `FENCEPOST_REDIS_URL is not a URL: write redis://`},
 		{"redlock without servers", map[string]string{"FENCEPOST_INVENTORY_LOCK": "redlock"}, `FENCEPOST_INVENTORY_LOCK is redlock: set FENCEPOST_REDLOCK_URLS to its servers`},
@@ -121,6 +124,7 @@ func TestGoodConfiguration(t *testing.T) {
 		"FENCEPOST_REDIS_URL":         "rediss://:hunter2@redis.example:6380/1",
 		"FENCEPOST_REDLOCK_URLS":      "redis://:hunter2@a:1, redis://b:2,redis://c:3,",
 		"FENCEPOST_ZOOKEEPER_SERVERS": "a:2181,b:2181",
+		"FENCEPOST_ZOOKEEPER_AUTH":    "fencepost:hunter2:hunter2",
 		"FENCEPOST_OWNER_URL":         "postgres://db.example/fencepost?user=o&password=hunter2",
 		"FENCEPOST_INSTANCES":         "http://127.0.0.1:8080, https://b.example/",
 		"FENCEPOST_LOG_LEVEL":         "DEBUG",
@@ -134,6 +138,7 @@ func TestGoodConfiguration(t *testing.T) {
 		"FENCEPOST_REDIS_URL=rediss://:xxxxx@redis.example:6380/1",
 		"FENCEPOST_REDLOCK_URLS=redis://:xxxxx@a:1,redis://b:2,redis://c:3",
 		"FENCEPOST_ZOOKEEPER_SERVERS=a:2181,b:2181",
+		"FENCEPOST_ZOOKEEPER_AUTH=fencepost:xxxxx",
 		"FENCEPOST_INSTANCES=http://127.0.0.1:8080,https://b.example/",
 		"FENCEPOST_LOCK_WAIT=1s",
 		"FENCEPOST_LEASE_TTL=10s",
@@ -151,6 +156,13 @@ func TestConfigHidesWhatIsNoURL(t *testing.T) {
 	}
 }
 
+func TestConfigHidesWhatIsNoPair(t *testing.T) {
+	code, stdout, stderr := runIn(t, map[string]string{"FENCEPOST_DATABASE_URL": goodURL, "FENCEPOST_ZOOKEEPER_AUTH": "hunter2"}, "config")
+	assert.Equal(t, exitUsage, code)
+	assert.Contains(t, stdout, "FENCEPOST_ZOOKEEPER_AUTH=(hidden: not a user and a password)\n")
+	assert.NotContains(t, stdout+stderr, "hunter2")
+}
+
 func TestConfigurationVariables(t *testing.T) {
 	names := configVariables()
 	for _, name := range []string{"FENCEPOST_LISTEN", "FENCEPOST_DATABASE_URL", "FENCEPOST_DATABASE_URL_FILE", "FENCEPOST_LOG_LEVEL"} {
@@ -160,6 +172,16 @@ func TestConfigurationVariables(t *testing.T) {
 	for _, name := range names {
 		assert.True(t, strings.HasPrefix(name, "FENCEPOST_"), name)
 		assert.Equal(t, 1, strings.Count("\n"+stdout, "\n"+name+"="), name)
+	}
+}
+
+// A placeholder takes the default's place in the help, so the words have to give it.
+func TestHelpTellsTheDefaults(t *testing.T) {
+	for f := range reflect.TypeFor[Config]().Fields() {
+		_, hidden := f.Tag.Lookup("placeholder")
+		if _, given := f.Tag.Lookup("default"); given && hidden {
+			assert.Contains(t, f.Tag.Get("help"), "(${default})", f.Name)
+		}
 	}
 }
 

@@ -11,14 +11,17 @@ import (
 	"fencepost/locking/memlock"
 	"fencepost/locking/pglock"
 	"fencepost/locking/redislock"
+	"fencepost/locking/zklock"
 )
 
 // Config says where the lock servers are. A strategy whose servers are not named is shown as not available.
 type Config struct {
-	RedisURL    string
-	RedlockURLs []string      // independent masters, an odd number of them
-	LeaseTTL    time.Duration // the term of a lease
-	Log         *slog.Logger
+	RedisURL         string
+	RedlockURLs      []string      // independent masters, an odd number of them
+	ZooKeeperServers []string      // host:port of each
+	ZooKeeperAuth    string        // user:password, or empty
+	LeaseTTL         time.Duration // the term of a lease
+	Log              *slog.Logger
 }
 
 // Traits are what a strategy promises; the conformance suite holds it to them.
@@ -65,6 +68,15 @@ func All() []Strategy {
 				}, nil
 			}
 			return redislock.OpenRedlock(c.RedlockURLs, c.LeaseTTL, c.Log)
+		}},
+		{zklock.Name, Traits{Exclusive: true, Distributed: true, Expires: true, Fences: true}, func(c Config) (*locking.Backend, error) {
+			if len(c.ZooKeeperServers) == 0 {
+				return &locking.Backend{
+					Name: zklock.Name, Summary: zklock.Summary, Fences: true,
+					Problem: "no ZooKeeper server is configured: set FENCEPOST_ZOOKEEPER_SERVERS",
+				}, nil
+			}
+			return zklock.Open(c.ZooKeeperServers, c.ZooKeeperAuth, c.LeaseTTL, c.Log)
 		}},
 	}
 }

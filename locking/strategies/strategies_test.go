@@ -15,8 +15,9 @@ import (
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	config := strategies.Config{
-		RedisURL:    os.Getenv("FENCEPOST_REDIS_URL"),
-		RedlockURLs: strings.Split(os.Getenv("FENCEPOST_REDLOCK_URLS"), ","),
+		RedisURL:         os.Getenv("FENCEPOST_REDIS_URL"),
+		RedlockURLs:      strings.Split(os.Getenv("FENCEPOST_REDLOCK_URLS"), ","),
+		ZooKeeperServers: strings.Split(os.Getenv("FENCEPOST_ZOOKEEPER_SERVERS"), ","),
 	}
 	for _, row := range strategies.All() {
 		for _, poolSize := range []int32{1, 8} {

@@ -109,7 +109,7 @@ func database(t *testing.T) *pgx.Conn {
 // 64 buyers, three instances, a hundred units: exactly a hundred are sold, and a single-use coupon is redeemed once.
 // Without a lock the same race sells more than there is, and so it does with a mutex in each of several processes.
 func TestRace(t *testing.T) {
-	for _, strategy := range []string{"postgres", "redis", "redlock"} {
+	for _, strategy := range []string{"postgres", "redis", "redlock", "zookeeper"} {
 		t.Run(strategy, func(t *testing.T) {
 			running := start(t, 3, strategy)
 			race := load.Options{Instances: urls(running), Limit: 100, Buyers: 64, Requests: 300, Timeout: patience}
@@ -177,8 +177,9 @@ func requireLedgerAgrees(t *testing.T, resource string) {
 // and everything that was acknowledged is there.
 func TestServersStopAndComeBack(t *testing.T) {
 	for strategy, server := range map[string]struct{ name, title string }{
-		"postgres": {"postgres", "PostgreSQL"},
-		"redis":    {"redis-1", "Redis"},
+		"postgres":  {"postgres", "PostgreSQL"},
+		"redis":     {"redis-1", "Redis"},
+		"zookeeper": {"zookeeper", "ZooKeeper"},
 	} {
 		t.Run(server.title, func(t *testing.T) {
 			running := start(t, 2, strategy, "FENCEPOST_LOCK_WAIT=2s")
@@ -207,7 +208,7 @@ func TestServersStopAndComeBack(t *testing.T) {
 		})
 	}
 	// No strategy of these instances uses ZooKeeper: it may go without anybody noticing.
-	t.Run("ZooKeeper", func(t *testing.T) {
+	t.Run("ZooKeeper that nobody uses", func(t *testing.T) {
 		running := start(t, 1, "postgres")
 		item := createItem(t, running[0].URL)
 		require.NoError(t, lab.Server("zookeeper").Stop(t.Context()))

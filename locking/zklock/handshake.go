@@ -1,0 +1,130 @@
+package zklock
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"os"
+	"slices"
+	"time"
+)
+
+const (
+	// How long a server may take to accept a connection, and in all until it has answered to the handshake. The library
+	// would wait for a frozen server for almost seven times the session time-out, with the others of the ensemble unasked.
+	dialTimeout      = time.Second
+	handshakeTimeout = 2 * time.Second
+	// The pause after all servers were tried in vain. The library's own is a second, also after the first loss of a
+	// connection to a single server, and a session may be no longer than that.
+	roundPause = 100 * time.Millisecond
+)
+
+// hosts tells the library which server to try next. Names are looked up at each dial and not once for all: servers move.
+// All of it runs on the library's goroutine for connections, as do the handshakes.
+type hosts struct {
+	client   *client
+	servers  []string
+	next     int
+	tried    int       // since a server has answered
+	refused  int       // of these, how many took the connection and closed it without an answer
+	answered time.Time // when a server did last
+}
+
+func (h *hosts) Init(servers []string) error { h.servers = servers; return nil }
+func (h *hosts) Len() int                    { return len(h.servers) }
+func (h *hosts) Connected()                  {} // a handshake tells more: see greeted
+
+// Next implements zk.HostProvider. Its second result makes the library fail what is queued and pause for a second. Here it
+// only says that the client was closed, because the library looks for that at no other place while it cannot connect.
+func (h *hosts) Next() (server string, closed bool) {
+	vain := h.tried > 0 && h.tried%len(h.servers) == 0
+	if vain {
+		h.client.unreachable()
+	}
+	if vain || time.Since(h.answered) < roundPause { // also not in a loop at a server that greets and closes
+		select {
+		case <-time.After(roundPause):
+		case <-h.client.life.Done():
+		}
+	}
+	h.tried++
+	h.next = (h.next + 1) % len(h.servers)
+	return h.servers[h.next], h.client.life.Err() != nil
+}
+
+func (h *hosts) greeted() { h.tried, h.refused, h.answered = 0, 0, time.Now() }
+
+// dial implements zk.Dialer.
+func (h *hosts) dial(network, address string, _ time.Duration) (net.Conn, error) {
+	limit := time.Now().Add(handshakeTimeout)
+	conn, err := net.DialTimeout(network, address, dialTimeout)
+	if err != nil {
+		return nil, err
+	}
+	return &handshake{Conn: conn, hosts: h, limit: limit}, nil
+}
+
+// handshake is a connection whose first exchange is watched, for two things that the library does not do.
+//
+// It does not tell the session time-out that the server has granted, which may be longer or shorter than the one asked for.
+//
+// And it always names the last transaction that it has seen. A server refuses a client that has seen more than itself,
+// which is right while another server may know more. But when the data of the whole ensemble was lost, the library would
+// be refused forever. So when all servers have refused, a new client is pretended: the session is then continued if it is
+// known, and else declared over, which is what holders and waiters have to learn. Should a server that lags behind accept
+// us so, the worst that it can do is not to know our node yet; then the lock counts as lost.
+type handshake struct {
+	net.Conn
+	hosts  *hosts
+	limit  time.Time
+	asked  bool
+	answer []byte // as much as has come
+	done   bool
+}
+
+// The request begins with its length, the version (4 bytes each) and the last transaction seen (8); the answer with its
+// length, the version, the session time-out in milliseconds (4 each) and the session (8; zero if the old one is over).
+const (
+	requestSeen   = 8
+	requestSeenTo = 16
+	answerTimeout = 8
+	answerSession = 12
+	answerEnd     = 20
+)
+
+func (h *handshake) Write(p []byte) (int, error) {
+	if !h.asked && len(p) >= requestSeenTo {
+		h.asked = true
+		if h.hosts.refused >= len(h.hosts.servers) {
+			p = slices.Clone(p)
+			clear(p[requestSeen:requestSeenTo])
+		}
+	}
+	return h.Conn.Write(p)
+}
+
+func (h *handshake) Read(p []byte) (int, error) {
+	n, err := h.Conn.Read(p)
+	if h.done {
+		return n, err
+	}
+	h.answer = append(h.answer, p[:n]...)
+	if len(h.answer) >= answerEnd {
+		h.done = true
+		h.hosts.greeted()
+		h.hosts.client.greeted(session{
+			id:      int64(binary.BigEndian.Uint64(h.answer[answerSession:])),
+			timeout: time.Duration(binary.BigEndian.Uint32(h.answer[answerTimeout:])) * time.Millisecond,
+		})
+	} else if err != nil && len(h.answer) == 0 && !errors.Is(err, os.ErrDeadlineExceeded) {
+		h.hosts.refused++
+	}
+	return n, err
+}
+
+func (h *handshake) SetReadDeadline(t time.Time) error {
+	if !h.done {
+		t = h.limit
+	}
+	return h.Conn.SetReadDeadline(t)
+}
