@@ -106,11 +106,22 @@ func nodeTimeout(ttl time.Duration) time.Duration {
 func (l *Redlock) Acquire(ctx context.Context, key domain.Key, id domain.GrantID) (*locking.Lease, error) {
 	n := namesOf(redlockPrefix, key)
 	var rung <-chan struct{} // nil, so never received from, until this is a waiter
+	failures := 0
 	for try, window := 0, minPause; ; try++ {
 		c := l.claim(n, owner(id, try))
 		lease, err := c.run(ctx)
-		if lease != nil || err != nil {
-			return lease, err
+		switch {
+		case lease != nil:
+			return lease, nil
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case err == nil:
+			failures = 0
+		default:
+			// That a majority did not answer in time may be the fault of this process, when it has too much to do.
+			if failures++; failures == maxFailures {
+				return nil, err
+			}
 		}
 		if rung == nil {
 			// A release between the try and the subscription is not missed: the bell rings when it has subscribed.
@@ -145,10 +156,12 @@ func (l *Redlock) Acquire(ctx context.Context, key domain.Key, id domain.GrantID
 	}
 }
 
-// A pause is random, from zero to these.
 const (
+	// A pause is random, from zero to these.
 	minPause = 4 * time.Millisecond
 	maxPause = 64 * time.Millisecond
+	// So many tries in a row must find no majority that answers, before the caller is told.
+	maxFailures = 3
 )
 
 // owner is what a try writes where the lock is. Each try has its own: what an earlier one has left to be given back in the
