@@ -8,18 +8,23 @@ SHELL := bash
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# Ctrl-C is how the demo ends, at any moment. go build and go run would make a failure of it.
 .PHONY: demo
 demo: ## Start servers and three instances, and print the page's address; Ctrl-C leaves nothing behind
-	@sh cmd/lab/deps.sh demo
-	@go build -o bin/lab ./cmd/lab
-	@exec bin/lab demo # not go run, which reports Ctrl-C as a failure
+	@trap 'exit 0' INT; \
+	sh cmd/lab/deps.sh demo; \
+	echo "Building the laboratory; the first time takes a minute or two."; \
+	go build -o bin/lab ./cmd/lab; \
+	exec bin/lab demo
 
 .PHONY: test
 test: deps lint ## Run the linters and every test, against real servers; a skipped test is a failure
+	@echo "Building the laboratory, then every test; the first time takes some minutes."
 	go run ./cmd/lab exec -- go test -race -shuffle=on -count=1 -json ./... | go run ./cmd/lab/internal/noskip
 
 .PHONY: lint
 lint: ## Check the code with go vet, staticcheck and gofumpt
+	@echo "Building the code and the linters; the first time takes some minutes."
 	go vet ./...
 	go tool staticcheck ./...
 	@unformatted=$$(go tool gofumpt -l .); \

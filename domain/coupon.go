@@ -69,3 +69,12 @@ func CheckCode(field, code string) error {
 	}
 	return nil
 }
+
+// checkTime accepts what RFC 3339 can write, whose years have four digits: any other could be stored and never be shown. It
+// is the year in UTC that counts; an offset can carry a time of the year 9999 beyond it. The zero time says nothing.
+func checkTime(field string, t time.Time) error {
+	if year := t.UTC().Year(); !t.IsZero() && (year < 1 || year > 9999) {
+		return Invalid(field, "must lie in the years 1 to 9999")
+	}
+	return nil
+}

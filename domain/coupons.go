@@ -28,6 +28,12 @@ func (s *Service) CreateCoupon(ctx context.Context, in NewCoupon) (CouponView, e
 	if in.PerCustomerLimit < 0 || in.PerCustomerLimit > MaxStock {
 		return CouponView{}, Invalid("per_customer_limit", "must be between 1 and %d", MaxStock)
 	}
+	if err := checkTime("valid_from", in.ValidFrom); err != nil {
+		return CouponView{}, err
+	}
+	if err := checkTime("valid_until", in.ValidUntil); err != nil {
+		return CouponView{}, err
+	}
 	from, until := stored(in.ValidFrom), stored(in.ValidUntil)
 	if !until.IsZero() && !until.After(from) {
 		return CouponView{}, Invalid("valid_until", "must be later than valid_from")

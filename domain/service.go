@@ -15,7 +15,8 @@ type Store interface {
 	// CreateItem makes the item, its fence and its first ledger entry; ErrAlreadyExists if the SKU is taken.
 	CreateItem(ctx context.Context, item Item, lock LockSpec) (ItemView, error)
 	CreateCoupon(ctx context.Context, coupon Coupon, lock LockSpec) (CouponView, error)
-	// Audit compares, for one resource or (key empty) for all, what was given out with what there ever was.
+	// Audit compares, for one resource or (key empty) for all, what was given out with what there ever was; ErrNotFound if
+	// there is no such resource.
 	Audit(ctx context.Context, key Key) ([]AuditRow, error)
 }
 

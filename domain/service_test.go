@@ -269,6 +269,44 @@ func TestCreateCoupon(t *testing.T) {
 	assert.NotContains(t, m.rows.coupons, "e")
 }
 
+// A time that JSON cannot write must not be stored: nobody could read the coupon again.
+func TestCouponTimesThatCannotBeShown(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		time string
+		good bool
+	}{
+		{"9999-12-31T23:59:59Z", true},
+		{"9999-12-31T23:59:59+23:59", true},
+		{"9999-12-31T23:59:59-00:01", false},
+		{"9999-12-31T23:59:59-23:59", false},
+		{"0001-01-01T00:00:01Z", true},
+		{"0000-12-31T23:59:59-23:59", true},
+		{"0001-01-01T00:00:00+00:01", false},
+		{"0000-12-31T23:59:59Z", false},
+		{"0000-01-01T00:00:00+23:59", false}, // the year -1
+	} {
+		t.Run(c.time, func(t *testing.T) {
+			t.Parallel()
+			s, m, _ := newService(t)
+			at, err := time.Parse(time.RFC3339, c.time)
+			require.NoError(t, err)
+			_, fromErr := s.CreateCoupon(t.Context(), domain.NewCoupon{Code: "from", MaxRedemptions: 1, ValidFrom: at})
+			_, untilErr := s.CreateCoupon(t.Context(), domain.NewCoupon{Code: "until", MaxRedemptions: 1, ValidUntil: at})
+			if c.good {
+				require.NoError(t, fromErr)
+				require.NoError(t, untilErr)
+				return
+			}
+			invalid(t, fromErr, "valid_from")
+			invalid(t, untilErr, "valid_until")
+			require.EqualError(t, untilErr, "valid_until must lie in the years 1 to 9999")
+			assert.NotContains(t, m.rows.coupons, "from")
+			assert.NotContains(t, m.rows.coupons, "until")
+		})
+	}
+}
+
 func TestRestock(t *testing.T) {
 	t.Parallel()
 	s, m, _ := newService(t)

@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"net/http"
+	"os"
 	"reflect"
+	"regexp"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -36,48 +39,72 @@ func (e *malformedError) Error() string { return e.problem }
 // reads the single values.
 func decode[T any](c echo.Context) (T, error) {
 	var in T
+	if err := checkMediaType(c.Request()); err != nil {
+		return in, err
+	}
 	body, err := readBody(c)
 	if err != nil {
 		return in, err
 	}
-	return in, decodeObject("", body, reflect.ValueOf(&in).Elem())
+	err = decodeBody(body, &in)
+	return in, err
 }
 
 // noBody is for the POSTs that need none. What is there all the same must be an empty object: a field in it would be
 // something that the client wants and does not get.
 func noBody(c echo.Context) error {
-	if c.Request().ContentLength == 0 {
-		return nil
+	body, err := readBody(c) // only this tells: a body sent in chunks has no length before its end
+	if err != nil || len(body) == 0 {
+		return err
 	}
-	_, err := decode[struct{}](c)
-	return err
+	if err := checkMediaType(c.Request()); err != nil {
+		return err
+	}
+	return decodeBody(body, &struct{}{})
 }
 
-// readBody returns a body that is one JSON value.
-func readBody(c echo.Context) ([]byte, error) {
-	mediaType, params, err := mime.ParseMediaType(c.Request().Header.Get(echo.HeaderContentType))
+func checkMediaType(r *http.Request) error {
+	mediaType, params, err := mime.ParseMediaType(r.Header.Get(echo.HeaderContentType))
 	if charset := params["charset"]; err != nil || mediaType != echo.MIMEApplicationJSON ||
 		charset != "" && !strings.EqualFold(charset, "utf-8") {
-		return nil, errMediaType
+		return errMediaType
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(c.Response(), c.Request().Body, maxBody))
+	return nil
+}
+
+// readBody returns the whole body, as it was sent.
+func readBody(c echo.Context) ([]byte, error) {
+	r := c.Request()
+	if r.ContentLength > maxBody {
+		return nil, errTooLarge // before a client that asks (Expect: 100-continue) sends it
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(c.Response(), r.Body, maxBody))
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return nil, errTooLarge
-	} else if err != nil {
-		return nil, &malformedError{problem: "the body ended early", offset: int64(len(body))}
 	}
+	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, errIncomplete
+	}
+	if err != nil {
+		return nil, &malformedError{problem: "the body cannot be read", offset: int64(len(body))}
+	}
+	return body, nil
+}
+
+// decodeBody reads a body that must be one JSON value into the struct that into points to.
+func decodeBody(body []byte, into any) error {
 	if !utf8.Valid(body) {
-		return nil, &malformedError{problem: "the body is not UTF-8", offset: validPrefix(body)}
+		return &malformedError{problem: "the body is not UTF-8", offset: validPrefix(body)}
 	}
 	var whole json.RawMessage
 	if err := json.Unmarshal(body, &whole); err != nil {
 		syntax, ok := errors.AsType[*json.SyntaxError](err)
 		if !ok {
-			return nil, err
+			return err
 		}
-		return nil, &malformedError{problem: syntax.Error(), offset: syntax.Offset}
+		return &malformedError{problem: syntax.Error(), offset: syntax.Offset}
 	}
-	return whole, nil
+	return decodeObject("", whole, reflect.ValueOf(into).Elem())
 }
 
 func validPrefix(body []byte) (n int64) {
@@ -112,7 +139,7 @@ func decodeObject(path string, raw []byte, into reflect.Value) error {
 		if err := dec.Decode(&value); err != nil {
 			return err
 		}
-		at := join(path, name)
+		at := join(path, shown(name))
 		i, known := fields[name]
 		switch {
 		case !known:
@@ -177,6 +204,17 @@ func fieldsOf(t reflect.Type) map[string]int {
 func nameOf(f reflect.StructField) (name string, optional bool) {
 	name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
 	return name, options == "omitempty"
+}
+
+// plainName is what a client may call something and have it repeated as it is.
+var plainName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+
+// shown is a name of the client's choice, fit for an answer: what is long is cut, and what is not plain is quoted.
+func shown(name string) string {
+	if plainName.MatchString(name) {
+		return name
+	}
+	return fmt.Sprintf("%.64q", name)
 }
 
 func join(path, name string) string {

@@ -1,12 +1,22 @@
 package handlers_test
 
 import (
+	"bufio"
+	"encoding/json"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"fencepost/domain"
 )
 
 // posts are the routes that read a body, each with a good one.
@@ -191,6 +201,37 @@ func TestBodiesThatOneRouteRefuses(t *testing.T) {
 	}
 }
 
+// An answer is no place for whatever a client has sent.
+func TestNamesThatAreShown(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("a", 60000)
+	for name, want := range map[string]string{
+		"tokne":              "tokne",
+		"Content-Type":       "Content-Type",
+		"":                   `""`,
+		"a b":                `"a b"`,
+		"a\r\nSet-Cookie: b": `"a\r\nSet-Cookie: b"`,
+		"\u202egnp":          `"\u202egnp"`,
+		`x" must be kept`:    `"x\" must be kept"`,
+		long:                 `"` + long[:64] + `"`,
+	} {
+		key, err := json.Marshal(name)
+		require.NoError(t, err)
+		h := newHandler(newMemory())
+		for prefix, body := range map[string]string{
+			"":      fmt.Sprintf(`{%s:1}`, key),
+			"lock.": fmt.Sprintf(`{"lock":{%s:1}}`, key),
+		} {
+			p := problemOf(t, call(h, "POST", "/v1/items", body))
+			assert.Equal(t, prefix+want, p.Field)
+			assert.Equal(t, prefix+want+" must be left out: there is no such field", p.Detail)
+		}
+		p := problemOf(t, call(h, "GET", "/v1/audit?"+url.QueryEscape(name)+"=1", ""))
+		assert.Equal(t, want, p.Field)
+		assert.Equal(t, want+" must be left out: there is no such parameter", p.Detail)
+	}
+}
+
 func TestOffsetOfMalformedBody(t *testing.T) {
 	t.Parallel()
 	for body, offset := range map[string]int64{
@@ -202,6 +243,93 @@ func TestOffsetOfMalformedBody(t *testing.T) {
 		require.NotNil(t, p.Offset)
 		assert.Equal(t, offset, *p.Offset, body)
 	}
+}
+
+// exchange sends text to a real server, says that nothing more will come if end is set, and returns the answer. The
+// recorder of the other tests knows neither slow bodies nor chunks.
+func exchange(t *testing.T, m *memory, text string, end bool) *http.Response {
+	t.Helper()
+	server := httptest.NewUnstartedServer(newHandler(m))
+	server.Config.ReadTimeout = 100 * time.Millisecond
+	server.Start()
+	t.Cleanup(server.Close)
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	require.NoError(t, err)
+	t.Cleanup(func() { conn.Close() })
+	require.NoError(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
+	_, err = io.WriteString(conn, text)
+	require.NoError(t, err)
+	if end {
+		require.NoError(t, conn.(*net.TCPConn).CloseWrite())
+	}
+	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	require.NoError(t, err)
+	return response
+}
+
+const (
+	reserveHead = "POST /v1/items/lamp/reservations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+	confirmHead = "POST /v1/reservations/rsv_1/confirm HTTP/1.1\r\nHost: localhost\r\n"
+)
+
+func TestBodiesThatDoNotComeToTheirEnd(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		text string
+		end  bool
+	}{
+		"slow":             {reserveHead + "Content-Length: 14\r\n\r\n{\"quan", false},
+		"none":             {reserveHead + "Content-Length: 14\r\n\r\n", false},
+		"short":            {reserveHead + "Content-Length: 14\r\n\r\n{\"quan", true},
+		"slow in chunks":   {reserveHead + "Transfer-Encoding: chunked\r\n\r\n6\r\n{\"quan", false},
+		"no last chunk":    {reserveHead + "Transfer-Encoding: chunked\r\n\r\ne\r\n{\"quantity\":1}\r\n", true},
+		"slow, not needed": {confirmHead + "Content-Length: 2\r\n\r\n", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMemory()
+			response := exchange(t, m, tt.text, tt.end)
+			assert.Equal(t, 408, response.StatusCode)
+			assert.True(t, response.Close || tt.end, "what comes late must not be taken for the next request")
+			var p problem
+			require.NoError(t, json.NewDecoder(response.Body).Decode(&p))
+			assert.Equal(t, "request_timeout", p.Code)
+			assert.True(t, p.Retryable)
+			assert.Zero(t, m.sections+m.made)
+		})
+	}
+}
+
+func TestChunksThatAreNone(t *testing.T) {
+	t.Parallel()
+	response := exchange(t, newMemory(), reserveHead+"Transfer-Encoding: chunked\r\n\r\nquantity=1\r\n", false)
+	assert.Equal(t, 400, response.StatusCode)
+}
+
+func TestEmptyBodyInChunks(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{
+		confirmHead + "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		confirmHead + "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+	} {
+		m := newMemory()
+		m.items["lamp"] = domain.Item{SKU: "lamp", OnHand: 10, Reserved: 1}
+		assert.Equal(t, 200, exchange(t, m, text, false).StatusCode, text)
+	}
+	m := newMemory()
+	assert.Equal(t, 415, exchange(t, m, confirmHead+"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", false).StatusCode)
+	assert.Zero(t, m.sections)
+}
+
+// A client that asks first is spared the sending.
+func TestTooLargeBodyIsRefusedBeforeItIsSent(t *testing.T) {
+	t.Parallel()
+	for _, head := range []string{reserveHead, confirmHead} {
+		response := exchange(t, newMemory(), head+"Expect: 100-continue\r\nContent-Length: 65537\r\n\r\n", false)
+		assert.Equal(t, 413, response.StatusCode)
+	}
+	response := exchange(t, newMemory(), reserveHead+"Expect: 100-continue\r\nContent-Length: 65536\r\n\r\n", false)
+	assert.Equal(t, 100, response.StatusCode, "as large as is allowed")
 }
 
 func FuzzBodies(f *testing.F) {

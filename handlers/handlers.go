@@ -34,9 +34,9 @@ type Config struct {
 	// Instances are the base URLs of all instances. A page that one of them served may call the others.
 	Instances []string
 
-	Page           http.Handler  // serves / and everything below that is not the API's; may be nil
-	RequestTimeout time.Duration // 0: 15 s
-	MaxRequests    int           // served at the same time under /v1; 0: 512
+	Page           map[string]http.Handler // the files of the page by their paths; everybody may GET them
+	RequestTimeout time.Duration           // 0: 15 s
+	MaxRequests    int                     // served at the same time under /v1; 0: 512
 	Log            *slog.Logger
 	Version        string
 }
@@ -44,7 +44,8 @@ type Config struct {
 type server struct {
 	Config
 	slots   chan struct{}
-	origins map[string]bool
+	origins map[string]bool // of the instances' pages
+	hosts   map[string]bool // names under which the instances are called
 }
 
 // role is who may use a route.
@@ -86,6 +87,9 @@ func (s *server) routes() []route {
 		// Where the other instances are is nobody's business on the open net; the page of a demonstration needs it.
 		routes = append(routes, route{http.MethodGet, "/v1/instances", anybody, s.instances})
 	}
+	for path, file := range s.Page {
+		routes = append(routes, route{http.MethodGet, path, anybody, echo.WrapHandler(file)})
+	}
 	return routes
 }
 
@@ -99,7 +103,12 @@ func New(c Config) http.Handler {
 	if c.MaxRequests == 0 {
 		c.MaxRequests = 512
 	}
-	s := &server{Config: c, slots: make(chan struct{}, c.MaxRequests), origins: map[string]bool{}}
+	s := &server{
+		Config:  c,
+		slots:   make(chan struct{}, c.MaxRequests),
+		origins: map[string]bool{},
+		hosts:   map[string]bool{"localhost": true},
+	}
 	crossOrigin := http.NewCrossOriginProtection()
 	for _, instance := range c.Instances {
 		u, err := url.Parse(instance)
@@ -110,13 +119,14 @@ func New(c Config) http.Handler {
 			panic(fmt.Sprintf("handlers: instance %q: %v", instance, err))
 		}
 		s.origins[u.Scheme+"://"+u.Host] = true
+		s.hosts[hostname(u)] = true
 	}
 
 	e := echo.New()
 	e.HTTPErrorHandler = s.answerError
 	e.IPExtractor = echo.ExtractIPDirect() // a client can write anything into X-Forwarded-For
 	e.Pre(decodedPath)
-	e.Use(s.observe, secure, s.shareAcrossInstances(crossOrigin), s.limit, s.page)
+	e.Use(s.observe, secure, s.ownHost, s.shareAcrossInstances(crossOrigin), s.limit)
 	for _, r := range s.routes() {
 		e.Add(r.method, r.path, r.handle, s.allow(r.role))
 		if r.method == http.MethodGet {

@@ -164,7 +164,7 @@ func (m *memory) Audit(_ context.Context, key domain.Key) ([]domain.AuditRow, er
 			return []domain.AuditRow{r}, nil
 		}
 	}
-	return nil, nil
+	return nil, fmt.Errorf("%s: %w", key, domain.ErrNotFound)
 }
 
 // keys of the callers in tests with authentication.
@@ -224,7 +224,11 @@ func call(h http.Handler, method, path, body string, headers ...string) *httptes
 		r = httptest.NewRequest(method, path, strings.NewReader(body))
 		r.Header.Set("Content-Type", "application/json")
 	}
+	r.Host = "127.0.0.1:8080"
 	for i := 0; i < len(headers); i += 2 {
+		if headers[i] == "Host" {
+			r.Host = headers[i+1]
+		}
 		r.Header.Set(headers[i], headers[i+1])
 	}
 	w := httptest.NewRecorder()
@@ -349,9 +353,28 @@ func TestAuditOfEverythingFailsWithOneResource(t *testing.T) {
 	require.Equal(t, 200, w.Code)
 	assert.Contains(t, w.Body.String(), `{"ok":false,`)
 	assert.Equal(t, 404, call(h, "GET", "/v1/audit?resource=item/unknown", "").Code)
-	assert.Equal(t, 422, call(h, "GET", "/v1/audit?resource=lamp", "").Code)
-	assert.Equal(t, 422, call(h, "GET", "/v1/audit?resource=item/%FF", "").Code)
-	assert.Equal(t, 422, call(h, "GET", "/v1/audit?resource=item/%00", "").Code)
+}
+
+func TestQueriesThatAuditRefuses(t *testing.T) {
+	t.Parallel()
+	for query, field := range map[string]string{
+		"resource=lamp":                          "resource",
+		"resource=item/%FF":                      "resource",
+		"resource=item/%00":                      "resource",
+		"resource=":                              "resource",
+		"resource":                               "resource",
+		"resource=item/lamp&resource=item/raced": "resource",
+		"resource=item/lamp&resource=item/lamp":  "resource",
+		"Resource=item/lamp":                     "Resource",
+		"resource=item/lamp&verbose=1":           "verbose",
+		"=item/lamp":                             `""`,
+		"resource=item/%ZZ":                      "query",
+		"resource=item/lamp;limit=1":             "query",
+	} {
+		p := problemOf(t, call(newHandler(newMemory()), "GET", "/v1/audit?"+query, ""))
+		assert.Equal(t, "invalid", p.Code, query)
+		assert.Equal(t, field, p.Field, query)
+	}
 }
 
 func TestStamp(t *testing.T) {

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"regexp"
 	"runtime/debug"
 	"strings"
@@ -107,6 +109,24 @@ func secure(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
+// ownHost refuses, where authentication is off, what was sent to another host's name. Any web site can have its name lead to
+// 127.0.0.1 (DNS rebinding). To a browser its page and this service are then one site, so that the check of the origin finds
+// nothing; but the name is still in the Host header.
+func (s *server) ownHost(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		if s.Authenticate == nil {
+			name := hostname(&url.URL{Host: c.Request().Host})
+			if ip, err := netip.ParseAddr(name); !s.hosts[name] && (err != nil || !ip.Unmap().IsLoopback()) {
+				return errMisdirected
+			}
+		}
+		return next(c)
+	}
+}
+
+// hostname is the host without its port, as names are compared.
+func hostname(u *url.URL) string { return strings.ToLower(u.Hostname()) }
+
 func ofAPI(c echo.Context) bool {
 	path := c.Request().URL.Path
 	return path == "/v1" || strings.HasPrefix(path, "/v1/")
@@ -140,8 +160,8 @@ func (s *server) shareAcrossInstances(protection *http.CrossOriginProtection) ec
 	}
 }
 
-// limit bounds how long a request may take and how many run at once. Health checks and the page are not counted: an
-// instance with much to do is neither dead nor invisible.
+// limit bounds how long a request may take and how many of the API's run at once. Health checks and the page are not
+// counted: whoever gets a connection learns that an instance with much to do is neither dead nor gone.
 func (s *server) limit(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		if ofAPI(c) {
@@ -158,23 +178,6 @@ func (s *server) limit(next echo.HandlerFunc) echo.HandlerFunc {
 		c.SetRequest(r.WithContext(ctx))
 		defer c.SetRequest(r) // whoever asks later whether the client has gone must not see this cancel
 		return next(c)
-	}
-}
-
-// page serves what no route has and is not the API's. As a route "/*" it would swallow the router's "method not allowed",
-// and answer an unknown path of the API with HTML.
-func (s *server) page(next echo.HandlerFunc) echo.HandlerFunc {
-	return func(c echo.Context) error {
-		if s.Page == nil || c.Path() != "" || ofAPI(c) {
-			return next(c)
-		}
-		c.SetPath("/*")
-		if method := c.Request().Method; method != http.MethodGet && method != http.MethodHead {
-			c.Response().Header().Set(echo.HeaderAllow, "GET, HEAD")
-			return errNoMethod
-		}
-		s.Page.ServeHTTP(c.Response(), c.Request())
-		return nil
 	}
 }
 

@@ -17,7 +17,8 @@ import (
 )
 
 func withPage(c *handlers.Config) {
-	c.Page = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("the page")) })
+	file := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("the page")) })
+	c.Page = map[string]http.Handler{"/": file, "/app.js": file}
 }
 
 // Every route, with the answers to nobody, to two ordinary keys and to an admin's.
@@ -64,6 +65,16 @@ func TestRoles(t *testing.T) {
 				assert.Equal(t, status == 401, w.Header().Get("WWW-Authenticate") != "")
 			}
 		})
+	}
+}
+
+func TestOnlyAdminsSeeWhereTheLockServersAre(t *testing.T) {
+	t.Parallel()
+	h := newHandler(newMemory(), withKeys)
+	for key, sees := range map[string]bool{shopKey: false, adminKey: true} {
+		w := call(h, "GET", "/v1/strategies", "", "Authorization", "Bearer "+key)
+		require.Equal(t, 200, w.Code)
+		assert.Equal(t, sees, strings.Contains(w.Body.String(), "127.0.0.1:6379"), w.Body)
 	}
 }
 
@@ -153,6 +164,33 @@ func TestPostOfAnotherSiteWithoutBody(t *testing.T) {
 	w := call(newHandler(m), "POST", "/v1/reservations/rsv_1/confirm", "", "Origin", "https://evil.example", "Sec-Fetch-Site", "cross-site")
 	assert.Equal(t, "cross_origin", problemOf(t, w).Code)
 	assert.Zero(t, m.sections)
+}
+
+// A page whose own name was made to lead to 127.0.0.1 is of the same origin as the service, to the browser.
+func TestOtherNamesThatLeadHere(t *testing.T) {
+	t.Parallel()
+	withInstance := func(c *handlers.Config) { c.Instances = []string{"https://Shop.example:8443"} }
+	for host, ours := range map[string]bool{
+		"localhost": true, "localhost:8080": true, "LOCALHOST": true, "127.0.0.1": true, "127.0.0.1:8080": true, "127.1.2.3": true,
+		"[::1]": true, "[::1]:8080": true, "[::ffff:127.0.0.1]:1": true, "shop.example": true, "shop.example:9000": true,
+		"evil.example": false, "evil.example:8080": false, "127.0.0.1.evil.example": false, "localhost.evil.example": false,
+		"a.shop.example": false, "10.0.0.7": false, "0.0.0.0": false, "": false, ":8080": false, "[": false,
+	} {
+		for _, path := range []string{"/", "/v1/instances", "/v1/items", "/healthz", "/unknown"} {
+			w := call(newHandler(newMemory(), withPage, withInstance), "GET", path, "", "Host", host)
+			if ours {
+				assert.NotEqual(t, 421, w.Code, "%q %s", host, path)
+			} else {
+				assert.Equal(t, "misdirected", problemOf(t, w).Code, "%q %s", host, path)
+				assert.Equal(t, 421, w.Code)
+			}
+		}
+		m := newMemory()
+		call(newHandler(m, withInstance), "POST", "/v1/items/lamp/reservations", `{"quantity":1}`, "Host", host, "Origin", "http://"+host, "Sec-Fetch-Site", "same-origin")
+		assert.Equal(t, ours, m.sections == 1, host)
+	}
+	w := call(newHandler(newMemory(), withKeys), "GET", "/v1/items", "", "Host", "evil.example", "Authorization", "Bearer "+shopKey)
+	assert.Equal(t, 200, w.Code, "a page does not have the key")
 }
 
 func TestTooManyRequests(t *testing.T) {

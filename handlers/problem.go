@@ -18,10 +18,12 @@ var (
 	errUnauthorized = errors.New("no valid key")
 	errForbidden    = errors.New("the key is not an admin's")
 	errCrossOrigin  = errors.New("a request from another site's page")
+	errMisdirected  = errors.New("a request to another host's name")
 	errNoRoute      = errors.New("no such path")
 	errNoMethod     = errors.New("no such method here")
 	errMediaType    = errors.New("the body is not declared as JSON")
 	errTooLarge     = errors.New("the body is too large")
+	errIncomplete   = errors.New("the body did not come to its end")
 	errMalformed    = errors.New("the body is not JSON")
 	errOverloaded   = errors.New("too many requests at once")
 	errNotReady     = errors.New("not ready")
@@ -104,10 +106,12 @@ var problems = []struct {
 	{errUnauthorized, http.StatusUnauthorized, "unauthorized", false, "A valid key is needed", "Send a valid key as \"Authorization: Bearer KEY\"."},
 	{errForbidden, http.StatusForbidden, "forbidden", false, "Not allowed", "This needs an admin's key."},
 	{errCrossOrigin, http.StatusForbidden, "cross_origin", false, "Not allowed from another site", "Only the pages of this service's instances may call it from a browser."},
+	{errMisdirected, http.StatusMisdirectedRequest, "misdirected", false, "Sent to another host's name", "Without keys this service answers under localhost, loopback addresses and the hosts of FENCEPOST_INSTANCES only."},
 	{errNoRoute, http.StatusNotFound, "not_found", false, "Not found", "There is nothing at this path."},
 	{errNoMethod, http.StatusMethodNotAllowed, "method_not_allowed", false, "Method not allowed", "The Allow header lists the methods of this path."},
 	{errMediaType, http.StatusUnsupportedMediaType, "unsupported_media_type", false, "The body must be JSON", "Send the body as UTF-8 with \"Content-Type: application/json\"."},
 	{errTooLarge, http.StatusRequestEntityTooLarge, "too_large", false, "The body is too large", fmt.Sprintf("The limit is %d bytes.", maxBody)},
+	{errIncomplete, http.StatusRequestTimeout, "request_timeout", true, "The body is not complete", "The end of the body did not arrive, or not in time. " + nothingWritten},
 	{errMalformed, http.StatusBadRequest, "malformed", false, "The body is not JSON", ""},
 	{errOverloaded, http.StatusServiceUnavailable, "overloaded", true, "Too many requests at once", "This instance serves as many requests as it may. " + nothingWritten},
 	{errNotReady, http.StatusServiceUnavailable, "not_ready", true, "Not ready", ""},

@@ -101,7 +101,13 @@ func TestUnknownPathsAndMethods(t *testing.T) {
 		{"PUT", "/v1/items/lamp", 405, "OPTIONS, GET, HEAD"},
 		{"GET", "/v1/items/lamp/reservations", 405, "OPTIONS, POST"},
 		{"POST", "/healthz", 405, "OPTIONS, GET, HEAD"},
-		{"POST", "/", 405, "GET, HEAD"},
+		{"POST", "/", 405, "OPTIONS, GET, HEAD"},
+		{"POST", "/app.js", 405, "OPTIONS, GET, HEAD"},
+		{"GET", "/index.html", 404, ""},
+		{"GET", "/app.js/", 404, ""},
+		{"GET", "//", 404, ""},
+		{"GET", "/../app.js", 404, ""},
+		{"POST", "/unknown", 404, ""},
 	} {
 		w := call(h, tt.method, tt.path, "")
 		p := problemOf(t, w)
@@ -135,6 +141,7 @@ func TestClientThatIsGone(t *testing.T) {
 	m.during = func(context.Context) { cancel() }
 	m.err = fmt.Errorf("waiting for the lock: %w", context.Canceled)
 	r := httptest.NewRequestWithContext(ctx, "POST", "/v1/reservations/rsv_1/confirm", nil)
+	r.Host = "localhost"
 	w := httptest.NewRecorder()
 	newHandler(m).ServeHTTP(w, r)
 	assert.Equal(t, 499, w.Code)

@@ -2,10 +2,12 @@ package handlers
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
+	"net/url"
+	"slices"
 	"strconv"
 	"time"
-	"unicode/utf8"
 
 	"github.com/labstack/echo/v4"
 
@@ -29,6 +31,7 @@ type strategyJSON struct {
 	Resources int64           `json:"resources"`
 }
 
+// strategies tells only admins where the lock servers are.
 func (s *server) strategies(c echo.Context) error {
 	strategies, err := s.Strategies(c.Request().Context())
 	if err != nil {
@@ -40,7 +43,10 @@ func (s *server) strategies(c echo.Context) error {
 	for i, st := range strategies {
 		j := strategyJSON{
 			Name: st.Name, Summary: st.Summary, Fences: st.Fences, Available: st.Available, Problem: st.Problem,
-			Server: st.Server, InCharge: make([]authorityJSON, len(st.InCharge)), Resources: st.Resources,
+			InCharge: make([]authorityJSON, len(st.InCharge)), Resources: st.Resources,
+		}
+		if callerOf(c).Admin {
+			j.Server = st.Server
 		}
 		for k, a := range st.InCharge {
 			j.InCharge[k] = authorityJSON{Scope: a.Scope, Epoch: strconv.FormatInt(a.Epoch, 10), Since: a.Since.UTC()}
@@ -67,16 +73,13 @@ type auditJSON struct {
 
 // audit answers 200 whatever the verdict is: the audit itself has worked.
 func (s *server) audit(c echo.Context) error {
-	resource := c.QueryParam("resource")
-	if !utf8.ValidString(resource) { // PostgreSQL takes no other text, and its complaint would look like a fault of ours
-		return domain.Invalid("resource", "must be UTF-8")
-	}
-	rows, err := s.Service.Audit(c.Request().Context(), domain.Key(resource))
+	resource, err := auditQuery(c.Request().URL)
 	if err != nil {
 		return err
 	}
-	if resource != "" && len(rows) == 0 { // an empty audit would say that all is well
-		return fmt.Errorf("%q: %w", resource, domain.ErrNotFound)
+	rows, err := s.Service.Audit(c.Request().Context(), resource)
+	if err != nil {
+		return err
 	}
 	answer := struct {
 		OK        bool        `json:"ok"`
@@ -92,6 +95,27 @@ func (s *server) audit(c echo.Context) error {
 		}
 	}
 	return c.JSON(http.StatusOK, answer)
+}
+
+// auditQuery reads the query as strictly as bodies are read: a misspelt parameter would otherwise ask for everything.
+func auditQuery(u *url.URL) (resource domain.Key, err error) {
+	query, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return "", domain.Invalid("query", "must be name=value, escaped as in a form")
+	}
+	for _, name := range slices.Sorted(maps.Keys(query)) {
+		values := query[name]
+		switch {
+		case name != "resource":
+			return "", domain.Invalid(shown(name), "must be left out: there is no such parameter")
+		case len(values) > 1:
+			return "", domain.Invalid(name, "must be given once")
+		case values[0] == "":
+			return "", domain.Invalid(name, "must not be empty; leave it out instead")
+		}
+		resource = domain.Key(values[0])
+	}
+	return resource, nil
 }
 
 // healthz says that the process is alive. It asks no server: a restart would not mend one.

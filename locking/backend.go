@@ -61,7 +61,8 @@ func (bs Backends) find(strategy string) (*Backend, error) {
 		}
 		names = append(names, b.Name)
 	}
-	return nil, fmt.Errorf("there is no strategy %q; the strategies are %s", strategy, strings.Join(names, ", "))
+	// A client may have sent the name, and is sent it back: so much of it and no more.
+	return nil, fmt.Errorf("there is no strategy %.64q; the strategies are %s", strategy, strings.Join(names, ", "))
 }
 
 // Close closes every backend.

@@ -38,34 +38,28 @@ type asset struct {
 	etag        string
 }
 
-// Handler serves the page at / and the files it consists of. connect are the base URLs of all instances
-// ("http://127.0.0.1:8081"): the page may send requests to them, as to the instance that it came from. Handler panics when
-// one of them is not an absolute http or https URL; configuration is checked before it gets here.
-func Handler(connect []string) http.Handler {
-	assets := load()
+// Files returns the page, at "/", and the files it consists of: the handler that answers GET and HEAD for each path. Which
+// other paths and methods there are, and the headers that every answer of the service carries, is up to who serves them.
+//
+// connect are the base URLs of other instances ("http://127.0.0.1:8081"): the page may send requests to them, as to the
+// instance that it came from. Files panics when one of them is not an absolute http or https URL; configuration is checked
+// before it gets here.
+func Files(connect []string) map[string]http.Handler {
 	csp := policy(connect)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		a, ok := assets[r.URL.Path]
-		if !ok {
-			http.NotFound(w, r)
-			return
-		}
-		if r.Method != http.MethodGet && r.Method != http.MethodHead {
-			w.Header().Set("Allow", "GET, HEAD")
-			http.Error(w, "this is a file: only GET and HEAD are possible", http.StatusMethodNotAllowed)
-			return
-		}
-		h := w.Header()
-		h.Set("Content-Type", a.contentType)
-		h.Set("Content-Security-Policy", csp)
-		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("Referrer-Policy", "no-referrer")
-		// Embedded files have no modification time. The hash of the content takes its place, and the browser asks every
-		// time: a page of the last release beside scripts of this one would break in strange ways.
-		h.Set("Cache-Control", "no-cache")
-		h.Set("ETag", a.etag)
-		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(a.body))
-	})
+	files := make(map[string]http.Handler)
+	for at, a := range load() {
+		files[at] = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			h := w.Header()
+			h.Set("Content-Type", a.contentType)
+			h.Set("Content-Security-Policy", csp)
+			// Embedded files have no modification time. The hash of the content takes its place, and the browser asks every
+			// time: a page of the last release beside scripts of this one would break in strange ways.
+			h.Set("Cache-Control", "no-cache")
+			h.Set("ETag", a.etag)
+			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(a.body))
+		})
+	}
+	return files
 }
 
 // load reads the embedded files, by the path of the URL that they are served at.

@@ -79,6 +79,8 @@ func (c *Config) explain(err error) error {
 		at, variable = address(c.DatabaseURL), "FENCEPOST_DATABASE_URL"
 	case "Redis":
 		at, variable = address(c.RedisURL), "FENCEPOST_REDIS_URL"
+	case "Redlock":
+		return fmt.Errorf("the servers of Redlock cannot be used: start or correct them, or correct FENCEPOST_REDLOCK_URLS (%w)", err)
 	case "ZooKeeper":
 		at, variable = strings.Join(c.ZooKeeperServers, ","), "FENCEPOST_ZOOKEEPER_SERVERS"
 	default:

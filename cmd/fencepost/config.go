@@ -26,19 +26,19 @@ import (
 // printed without their passwords, which are in a URL or, if the tag says pair, behind a user's name; each of them can also
 // come from a file, as secret stores hand them out.
 type Config struct {
-	Listen string `env:"FENCEPOST_LISTEN" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where to listen."`
+	Listen string `env:"FENCEPOST_LISTEN" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where to listen (${default})."`
 
 	DatabaseURL     string `env:"FENCEPOST_DATABASE_URL" secret:"" placeholder:"URL" help:"PostgreSQL, as the service's role: postgres://fencepost_service:PASSWORD@HOST:5432/DATABASE."`
 	DatabaseURLFile string `env:"FENCEPOST_DATABASE_URL_FILE" placeholder:"FILE" help:"A file with FENCEPOST_DATABASE_URL in it."`
-	DatabaseConns   int    `env:"FENCEPOST_DATABASE_CONNS" default:"16" placeholder:"N" help:"The most connections to PostgreSQL."`
+	DatabaseConns   int    `env:"FENCEPOST_DATABASE_CONNS" default:"16" placeholder:"N" help:"The most connections to PostgreSQL (${default})."`
 	OwnerURL        string `env:"FENCEPOST_OWNER_URL" secret:"" placeholder:"URL" help:"PostgreSQL, as the owner of the schema; for migrate alone."`
 	OwnerURLFile    string `env:"FENCEPOST_OWNER_URL_FILE" placeholder:"FILE" help:"A file with FENCEPOST_OWNER_URL in it."`
 
-	Auth string `env:"FENCEPOST_AUTH" default:"keys" placeholder:"keys|off" help:"Whether callers need a key. Off makes every caller an admin, and starts on a loopback address only."`
+	Auth string `env:"FENCEPOST_AUTH" default:"keys" placeholder:"keys|off" help:"Whether callers need a key (${default}). Off makes every caller an admin, and starts on a loopback address only."`
 
-	InventoryLock string `env:"FENCEPOST_INVENTORY_LOCK" default:"postgres" placeholder:"STRATEGY" help:"The lock strategy of items that have none of their own."`
-	CouponLock    string `env:"FENCEPOST_COUPON_LOCK" default:"postgres" placeholder:"STRATEGY" help:"The lock strategy of coupons that have none of their own."`
-	Fencing       string `env:"FENCEPOST_FENCING" default:"enforced" placeholder:"enforced|off" help:"Whether PostgreSQL refuses stale writes to new resources that do not say. Off is for demonstrations."`
+	InventoryLock string `env:"FENCEPOST_INVENTORY_LOCK" default:"postgres" placeholder:"STRATEGY" help:"The lock strategy of items that have none of their own (${default})."`
+	CouponLock    string `env:"FENCEPOST_COUPON_LOCK" default:"postgres" placeholder:"STRATEGY" help:"The lock strategy of coupons that have none of their own (${default})."`
+	Fencing       string `env:"FENCEPOST_FENCING" default:"enforced" placeholder:"enforced|off" help:"Whether PostgreSQL refuses stale writes to new resources that do not say (${default}). Off is for demonstrations."`
 
 	RedisURL          string   `env:"FENCEPOST_REDIS_URL" secret:"" placeholder:"URL" help:"The Redis server of the strategy redis: redis://HOST:6379."`
 	RedisURLFile      string   `env:"FENCEPOST_REDIS_URL_FILE" placeholder:"FILE" help:"A file with FENCEPOST_REDIS_URL in it."`
@@ -58,8 +58,8 @@ type Config struct {
 	Instances       []string      `env:"FENCEPOST_INSTANCES" placeholder:"URL,URL" help:"Base URLs of all instances: a page that one of them served may call the others."`
 	DrainDelay      time.Duration `env:"FENCEPOST_DRAIN_DELAY" default:"1s" help:"How long /readyz says no before the service stops listening."`
 	ShutdownTimeout time.Duration `env:"FENCEPOST_SHUTDOWN_TIMEOUT" default:"15s" help:"How long requests may take to finish after SIGTERM."`
-	LogFormat       string        `env:"FENCEPOST_LOG_FORMAT" default:"text" placeholder:"text|json" help:"The form of the log."`
-	LogLevel        string        `env:"FENCEPOST_LOG_LEVEL" default:"info" placeholder:"LEVEL" help:"The least important lines to log: debug, info, warn or error."`
+	LogFormat       string        `env:"FENCEPOST_LOG_FORMAT" default:"text" placeholder:"text|json" help:"The form of the log (${default})."`
+	LogLevel        string        `env:"FENCEPOST_LOG_LEVEL" default:"info" placeholder:"LEVEL" help:"The least important lines to log: debug, info, warn or error (${default})."`
 
 	problems configError // found while reading; complete after one of the check methods
 }
@@ -162,6 +162,9 @@ func (c *Config) checkAll() error {
 	for _, u := range c.RedlockURLs {
 		c.checkURL("FENCEPOST_REDLOCK_URLS", u, true, redisSchemes)
 	}
+	if n := len(c.RedlockURLs); n > 0 && (n < 3 || n%2 == 0) && !c.unreadable("FENCEPOST_REDLOCK_URLS") {
+		c.problem("FENCEPOST_REDLOCK_URLS", "names %d: name three, five or another odd number of independent masters", n)
+	}
 	c.ZooKeeperServers = list(strings.Join(c.ZooKeeperServers, ","))
 	for _, s := range c.ZooKeeperServers {
 		c.checkHostPort("FENCEPOST_ZOOKEEPER_SERVERS", s, 1)
@@ -247,6 +250,8 @@ func (c *Config) checkStrategy(variable, strategy string) {
 		c.problem(variable, "is %q, which is no strategy: set it to one of %s", strategy, strings.Join(strategies.Names(), ", "))
 	case !row.Traits.Fences && c.Fencing == string(domain.FencingEnforced):
 		c.problem(variable, "is %s, which issues no fencing tokens: set FENCEPOST_FENCING=off as well, or another strategy", strategy)
+	case strategy == "redlock" && len(c.RedlockURLs) == 0 && !c.unreadable("FENCEPOST_REDLOCK_URLS_FILE"):
+		c.problem(variable, "is redlock: set FENCEPOST_REDLOCK_URLS to its servers")
 	case strategy == "redis" && c.RedisURL == "" && !c.unreadable("FENCEPOST_REDIS_URL_FILE"):
 		c.problem(variable, "is redis: set FENCEPOST_REDIS_URL to its server")
 	case strategy == "zookeeper" && len(c.ZooKeeperServers) == 0:

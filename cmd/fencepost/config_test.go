@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -71,6 +72,8 @@ func TestServeRefusesBadConfiguration(t *testing.T) {
 		{"zookeeper's user", map[string]string{"FENCEPOST_ZOOKEEPER_AUTH": "hunter2"}, `FENCEPOST_ZOOKEEPER_AUTH is not a user and a password: write USER:PASSWORD`},
 		{"fencing", map[string]string{"FENCEPOST_FENCING": "on"}, `FENCEPOST_FENCING is "on": set it to enforced or off`},
 		{"redis", map[string]string{"FENCEPOST_REDIS_URL": "127.0.0.1:6379"}, `FENCEPOST_REDIS_URL is not a URL: write redis://`},
+		{"redlock without servers", map[string]string{"FENCEPOST_INVENTORY_LOCK": "redlock"}, `FENCEPOST_INVENTORY_LOCK is redlock: set FENCEPOST_REDLOCK_URLS to its servers`},
+		{"two for redlock", map[string]string{"FENCEPOST_REDLOCK_URLS": "redis://a:1,redis://b:2"}, `FENCEPOST_REDLOCK_URLS names 2: name three, five or another odd number of independent masters`},
 		{"redlock", map[string]string{"FENCEPOST_REDLOCK_URLS": "redis://a:1,b:2"}, `FENCEPOST_REDLOCK_URLS is not a URL: write redis://`},
 		{"zookeeper", map[string]string{"FENCEPOST_ZOOKEEPER_SERVERS": "a:2181,b"}, `FENCEPOST_ZOOKEEPER_SERVERS is "b": write HOST:PORT`},
 		{"lease", map[string]string{"FENCEPOST_LEASE_TTL": "10"}, `FENCEPOST_LEASE_TTL is "10": write a duration such as "500ms", "10s" or "24h"`},
@@ -119,7 +122,7 @@ func TestGoodConfiguration(t *testing.T) {
 		"FENCEPOST_COUPON_LOCK":       "redis",
 		"FENCEPOST_FENCING":           "off",
 		"FENCEPOST_REDIS_URL":         "rediss://:hunter2@redis.example:6380/1",
-		"FENCEPOST_REDLOCK_URLS":      "redis://:hunter2@a:1, redis://b:2,",
+		"FENCEPOST_REDLOCK_URLS":      "redis://:hunter2@a:1, redis://b:2,redis://c:3,",
 		"FENCEPOST_ZOOKEEPER_SERVERS": "a:2181,b:2181",
 		"FENCEPOST_ZOOKEEPER_AUTH":    "fencepost:hunter2:hunter2",
 		"FENCEPOST_OWNER_URL":         "postgres://db.example/fencepost?user=o&password=hunter2",
@@ -133,7 +136,7 @@ func TestGoodConfiguration(t *testing.T) {
 		"FENCEPOST_DATABASE_URL=postgres://fencepost_service:xxxxx@db.example:5432/fencepost",
 		"FENCEPOST_OWNER_URL=postgres://db.example/fencepost?password=xxxxx&user=o",
 		"FENCEPOST_REDIS_URL=rediss://:xxxxx@redis.example:6380/1",
-		"FENCEPOST_REDLOCK_URLS=redis://:xxxxx@a:1,redis://b:2",
+		"FENCEPOST_REDLOCK_URLS=redis://:xxxxx@a:1,redis://b:2,redis://c:3",
 		"FENCEPOST_ZOOKEEPER_SERVERS=a:2181,b:2181",
 		"FENCEPOST_ZOOKEEPER_AUTH=fencepost:xxxxx",
 		"FENCEPOST_INSTANCES=http://127.0.0.1:8080,https://b.example/",
@@ -169,6 +172,16 @@ func TestConfigurationVariables(t *testing.T) {
 	for _, name := range names {
 		assert.True(t, strings.HasPrefix(name, "FENCEPOST_"), name)
 		assert.Equal(t, 1, strings.Count("\n"+stdout, "\n"+name+"="), name)
+	}
+}
+
+// A placeholder takes the default's place in the help, so the words have to give it.
+func TestHelpTellsTheDefaults(t *testing.T) {
+	for f := range reflect.TypeFor[Config]().Fields() {
+		_, hidden := f.Tag.Lookup("placeholder")
+		if _, given := f.Tag.Lookup("default"); given && hidden {
+			assert.Contains(t, f.Tag.Get("help"), "(${default})", f.Name)
+		}
 	}
 }
 

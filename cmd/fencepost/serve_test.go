@@ -167,7 +167,7 @@ func TestShutdownCutsOffWhatTakesTooLong(t *testing.T) {
 	conn, err := net.Dial("tcp", strings.TrimPrefix(i.url, "http://"))
 	require.NoError(t, err)
 	defer conn.Close()
-	_, err = io.WriteString(conn, "POST /v1/items HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n")
+	_, err = io.WriteString(conn, "POST /v1/items HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n")
 	require.NoError(t, err)
 	line, err := bufio.NewReader(conn).ReadString('\n') // the handler has begun to read
 	require.NoError(t, err)
@@ -205,6 +205,49 @@ func TestRedisThatDoesNotAnswer(t *testing.T) {
 	assert.True(t, strings.HasPrefix(stderr, "fencepost: Redis at 127.0.0.1:1 does not answer: start it or correct FENCEPOST_REDIS_URL ("), stderr)
 	assert.Equal(t, 1, strings.Count(stderr, "\n"), stderr)
 	assert.NotContains(t, stderr, "hunter2")
+}
+
+func TestWhereTheOthersAreIsToldOnlyWithoutKeys(t *testing.T) {
+	db := postgrestest.New(t)
+	const other = "http://10.0.0.7:8080"
+	for auth, told := range map[string]bool{"off": true, "keys": false} {
+		i := start(t, map[string]string{
+			"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_AUTH": auth, "FENCEPOST_INSTANCES": other, "FENCEPOST_DRAIN_DELAY": "0s",
+		})
+		response, err := http.Get(i.url)
+		require.NoError(t, err)
+		response.Body.Close()
+		assert.Equal(t, told, strings.Contains(response.Header.Get("Content-Security-Policy"), other), auth)
+		status, _ := i.call(t, "GET", "/v1/instances", "")
+		assert.Equal(t, told, status == 200, auth)
+		i.signal()
+		assert.Equal(t, exitOK, <-i.exit)
+	}
+}
+
+func TestWhatAClientSentIsRepeatedInPart(t *testing.T) {
+	db := postgrestest.New(t)
+	i := start(t, map[string]string{"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_AUTH": "off"})
+	status, answer := i.call(t, "POST", "/v1/items", `{"sku":"a","name":"a","stock":1,"lock":{"strategy":"`+strings.Repeat("paxos", 10000)+`"}}`)
+	assert.Equal(t, 422, status)
+	assert.Contains(t, answer, "paxospaxos")
+	assert.Less(t, len(answer), 1000)
+}
+
+// Clients that keep many connections open, and send nothing, must not make the instance look dead.
+func TestIdleConnections(t *testing.T) {
+	db := postgrestest.New(t)
+	i := start(t, map[string]string{"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_AUTH": "off"})
+	for range 2000 {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(i.url, "http://"))
+		require.NoError(t, err)
+		defer conn.Close()
+	}
+	client := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	response, err := client.Get(i.url + "/healthz")
+	require.NoError(t, err)
+	response.Body.Close()
+	assert.Equal(t, 200, response.StatusCode)
 }
 
 func TestZooKeeperThatDoesNotAnswer(t *testing.T) {

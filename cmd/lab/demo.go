@@ -1,16 +1,13 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
-	"slices"
 	"strings"
 
 	"fencepost/cmd/lab/internal/instances"
@@ -25,33 +22,44 @@ type demoCmd struct {
 // Run ends with the instances stopped in order, before their servers are.
 func (c *demoCmd) Run(ctx context.Context) error {
 	options := servers.Options{Require: c.Require, RequireEmpty: true}
-	return withLab(ctx, options, func(ctx context.Context, lab *servers.Lab) error {
-		binary, err := instances.Build(ctx, lab)
+	err := withLab(ctx, options, func(ctx context.Context, lab *servers.Lab) error {
+		running, err := c.start(ctx, lab)
 		if err != nil {
-			return err
-		}
-		if err := instances.Migrate(ctx, lab, binary); err != nil {
-			return err
-		}
-		addresses, err := demoAddresses(lab)
-		if err != nil {
-			return err
-		}
-		config := instances.Config{Binary: binary, Addresses: addresses}
-		if c.Verbose {
-			config.Output = os.Stderr
-		}
-		running, err := instances.Start(ctx, lab, config)
-		if err != nil {
-			return err
-		}
-		if err := seed(ctx, running[0].URL, lab.Env()); err != nil {
-			return errors.Join(fmt.Errorf("seed: %w", err), instances.Stop(context.WithoutCancel(ctx), running))
+			return unlessStopped(ctx, err)
 		}
 		c.explain(lab, running)
 		err = ended(ctx)
 		return errors.Join(err, instances.Stop(context.WithoutCancel(ctx), running))
 	})
+	return untilSignal(err)
+}
+
+// start builds the service and brings up three instances of it that have something to sell.
+func (c *demoCmd) start(ctx context.Context, lab *servers.Lab) ([]*instances.Instance, error) {
+	fmt.Fprintln(os.Stderr, "Building the service; the first time takes a minute or two.")
+	binary, err := instances.Build(ctx, lab)
+	if err != nil {
+		return nil, err
+	}
+	if err := instances.Migrate(ctx, lab, binary); err != nil {
+		return nil, err
+	}
+	addresses, err := demoAddresses(lab)
+	if err != nil {
+		return nil, err
+	}
+	config := instances.Config{Binary: binary, Addresses: addresses}
+	if c.Verbose {
+		config.Output = os.Stderr
+	}
+	running, err := instances.Start(ctx, lab, config)
+	if err != nil {
+		return nil, err
+	}
+	if err := seed(ctx, running[0].URL); err != nil {
+		return nil, errors.Join(fmt.Errorf("seed: %w", err), instances.Stop(context.WithoutCancel(ctx), running))
+	}
+	return running, nil
 }
 
 func (c *demoCmd) explain(lab *servers.Lab, running []*instances.Instance) {
@@ -65,6 +73,7 @@ func (c *demoCmd) explain(lab *servers.Lab, running []*instances.Instance) {
 	fmt.Printf("\nOpen the page:    %s/\n", running[0].URL)
 	fmt.Printf("Reserve an item:  curl -i -X POST %s/v1/items/concert-ticket/reservations "+
 		"-H 'Content-Type: application/json' -d '{\"quantity\":1}'\n", running[0].URL)
+	fmt.Printf("Break it:         go run ./cmd/lab load --url %s --strategy none --fencing off\n", running[0].URL)
 	fmt.Println("Ctrl-C stops everything and removes its data.")
 }
 
@@ -87,51 +96,11 @@ func demoAddresses(lab *servers.Lab) ([]string, error) {
 	return addresses, listener.Close()
 }
 
-// seed creates what the page and the curl line work with: an item under the configured lock, and one for each of
-// two locks that are worth comparing.
-func seed(ctx context.Context, url string, env []string) error {
-	type lock struct {
-		Strategy string `json:"strategy"`
-		Fencing  string `json:"fencing"`
-	}
-	type item struct {
-		SKU   string `json:"sku"`
-		Name  string `json:"name"`
-		Stock int    `json:"stock"`
-		Lock  *lock  `json:"lock,omitempty"`
-	}
-	type coupon struct {
-		Code           string `json:"code"`
-		MaxRedemptions int    `json:"max_redemptions"`
-	}
-	items := []item{
-		{SKU: "concert-ticket", Name: "Concert ticket", Stock: 100},
-		{SKU: "last-seat", Name: "The last seat", Stock: 1, Lock: &lock{"postgres", "enforced"}},
-		{SKU: "unsafe-gadget", Name: "Gadget sold without a lock", Stock: 100, Lock: &lock{"none", "off"}},
-	}
-	hasRedis := slices.ContainsFunc(env, func(v string) bool { return strings.HasPrefix(v, "FENCEPOST_REDIS_URL=") })
-	if hasRedis {
-		items = append(items, item{SKU: "sneakers", Name: "Sneakers", Stock: 100, Lock: &lock{"redis", "enforced"}})
-	}
-	for _, item := range items {
-		if err := post(ctx, url+"/v1/items", item); err != nil {
-			return err
-		}
-	}
-	for _, coupon := range []coupon{{"WELCOME", 1}, {"SPRING", 100}} {
-		if err := post(ctx, url+"/v1/coupons", coupon); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func post(ctx context.Context, url string, body any) error {
-	data, err := json.Marshal(body)
-	if err != nil {
-		return err
-	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(data))
+// seed creates the item that the curl line asks for, under the configured lock. The page and the load generator create
+// their own.
+func seed(ctx context.Context, url string) error {
+	const item = `{"sku": "concert-ticket", "name": "Concert ticket", "stock": 100}`
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/v1/items", strings.NewReader(item))
 	if err != nil {
 		return err
 	}
@@ -146,7 +115,7 @@ func post(ctx context.Context, url string, body any) error {
 		return err
 	}
 	if response.StatusCode != http.StatusCreated {
-		return fmt.Errorf("POST %s %s answers %s: %s", url, data, response.Status, answer)
+		return fmt.Errorf("POST %s answers %s: %s", request.URL, response.Status, answer)
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ import (
 type cli struct {
 	Up   upCmd   `cmd:"" help:"Start the servers, print their addresses, and wait for Ctrl-C."`
 	Exec execCmd `cmd:"" help:"Start the servers, run a command with their addresses in its environment, and return its exit code."`
-	Demo demoCmd `cmd:"" help:"Start the servers and three instances of the service, and fill them with a few items."`
+	Demo demoCmd `cmd:"" help:"Start the servers and three instances of the service, and put an item on sale."`
 	Load loadCmd `cmd:"" help:"Have many buyers race for one item over running instances, and take the verdict from the database's own count."`
 }
 
@@ -47,11 +47,14 @@ func run(args []string) int {
 	parsed.BindTo(ctx, (*context.Context)(nil))
 	err = parsed.Run()
 	var code exitCode
+	var stopped stoppedBy
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &code):
 		return int(code)
+	case errors.As(err, &stopped):
+		return 128 + int(stopped.Signal) // whoever has sent it needs no words
 	default:
 		fmt.Fprintln(os.Stderr, "lab:", err)
 		return 1
@@ -97,14 +100,14 @@ func untilStopped() (context.Context, func()) {
 }
 
 // withLab runs f in a laboratory. The context of f ends when the laboratory is to stop or when one of its processes
-// has failed. A signal is the ordinary end: what f made of it counts.
+// has failed. A signal is the ordinary end: what f made of it counts. Before f has begun, it is the error.
 func withLab(ctx context.Context, options servers.Options, f func(context.Context, *servers.Lab) error) (err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	options.Getenv = os.Getenv
 	lab, err := servers.Start(ctx, options)
 	if err != nil {
-		return err
+		return unlessStopped(ctx, err)
 	}
 	defer func() { err = errors.Join(err, lab.Close()) }()
 	if err := lab.Table(os.Stderr); err != nil {
@@ -118,6 +121,23 @@ func withLab(ctx context.Context, options servers.Options, f func(context.Contex
 		}
 	}()
 	return f(ctx, lab)
+}
+
+// unlessStopped returns err, or the signal in its place if one has ended ctx: what fails then was only broken off, and its
+// last words would look like a crash.
+func unlessStopped(ctx context.Context, err error) error {
+	if stopped, ok := errors.AsType[stoppedBy](context.Cause(ctx)); ok {
+		return stopped
+	}
+	return err
+}
+
+// untilSignal is for commands that nothing but a signal ends, at whatever moment it comes: it is no error of theirs.
+func untilSignal(err error) error {
+	if errors.As(err, new(stoppedBy)) {
+		return nil
+	}
+	return err
 }
 
 // ended waits for the end of ctx and returns nil when a signal caused it.

@@ -199,8 +199,11 @@ func (s *Store) acquire(ctx context.Context, wait time.Duration) (*pgxpool.Conn,
 // The transaction's number alone does not tell. A server that crashes before it has written the number down gives it to
 // somebody else when it is back, and "committed" would be his. So it counts only if a row of the transaction's own is there.
 func (s *Store) settle(ctx context.Context, t *tx, err error) error {
-	if err == nil || t.evidence == nil {
-		return nil // without a row of its own it has changed nothing, committed or not
+	if err == nil {
+		return nil
+	}
+	if t.evidence == nil { // it has put nothing, so nothing can have been written
+		return &domain.UnavailableError{Server: "PostgreSQL", Err: err}
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()

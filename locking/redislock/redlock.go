@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -107,11 +106,22 @@ func nodeTimeout(ttl time.Duration) time.Duration {
 func (l *Redlock) Acquire(ctx context.Context, key domain.Key, id domain.GrantID) (*locking.Lease, error) {
 	n := namesOf(redlockPrefix, key)
 	var rung <-chan struct{} // nil, so never received from, until this is a waiter
+	failures := 0
 	for try, window := 0, minPause; ; try++ {
 		c := l.claim(n, owner(id, try))
 		lease, err := c.run(ctx)
-		if lease != nil || err != nil {
-			return lease, err
+		switch {
+		case lease != nil:
+			return lease, nil
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case err == nil:
+			failures = 0
+		default:
+			// That a majority did not answer in time may be the fault of this process, when it has too much to do.
+			if failures++; failures == maxFailures {
+				return nil, err
+			}
 		}
 		if rung == nil {
 			// A release between the try and the subscription is not missed: the bell rings when it has subscribed.
@@ -146,10 +156,12 @@ func (l *Redlock) Acquire(ctx context.Context, key domain.Key, id domain.GrantID
 	}
 }
 
-// A pause is random, from zero to these.
 const (
+	// A pause is random, from zero to these.
 	minPause = 4 * time.Millisecond
 	maxPause = 64 * time.Millisecond
+	// So many tries in a row must find no majority that answers, before the caller is told.
+	maxFailures = 3
 )
 
 // owner is what a try writes where the lock is. Each try has its own: what an earlier one has left to be given back in the
@@ -226,12 +238,20 @@ func (c *claim) run(ctx context.Context) (*locking.Lease, error) {
 	for i := range c.l.nodes {
 		go c.ask(ctx, i)
 	}
-	for !c.round.won() && !c.round.lost() {
+	var silent <-chan time.Time
+	for overdue := false; !c.round.won() && !c.round.lost() && !overdue; {
 		select {
 		case r := <-c.replies:
 			for _, i := range c.take(r) {
 				go c.confirm(ctx, i)
 			}
+			// When a majority has answered and the outcome hangs on a node that stays silent, another try is the better bet:
+			// what was in the way at the others is likely to be on its way out.
+			if c.round.count(asked) < majority(len(c.l.nodes)) {
+				silent = time.After(max(time.Since(sent), nodeTimeout(c.l.ttl)/10))
+			}
+		case <-silent:
+			overdue = true
 		case <-ctx.Done():
 			c.giveBack(ctx)
 			return nil, context.Cause(ctx)
@@ -281,13 +301,14 @@ func (c *claim) ask(ctx context.Context, i int) {
 		switch {
 		case err != nil:
 			return err
-		case yes && number == math.MaxInt64:
-			return fmt.Errorf("no token is left above the number in %s", c.names.token)
 		case yes:
 			r.yes, r.number = true, domain.Token(number)
 		default:
 			r.refusal.owner = fmt.Sprint(rest...)
-			r.refusal.until = time.Now().Add(time.Duration(max(number, 1)) * time.Millisecond)
+			if number < 0 { // a lock without a term is none of ours
+				number = c.l.ttl.Milliseconds()
+			}
+			r.refusal.until = time.Now().Add(time.Duration(number) * time.Millisecond)
 		}
 		return nil
 	})
@@ -312,7 +333,7 @@ func (c *claim) settle(ctx context.Context, pause time.Duration) error {
 	for {
 		select {
 		case r := <-c.replies:
-			c.take(r)
+			c.take(r) // a grant comes too late, and is being given back
 		case <-timer.C:
 			return nil
 		case <-ctx.Done():
@@ -367,7 +388,10 @@ func (c *claim) releaseAt(ctx context.Context, i int, ring string) (ours bool, e
 	}
 	if ours, err = release(ctx); err != nil {
 		locking.Abandon(func(ctx context.Context) error {
-			_, err := release(ctx)
+			ours, err := release(ctx)
+			if err == nil && !ours {
+				err = notOurs(c.names)
+			}
 			return err
 		})
 	}

@@ -30,7 +30,8 @@ func TestMain(m *testing.M) {
 		defer os.RemoveAll(profile)
 		options := append(chromedp.DefaultExecAllocatorOptions[:],
 			chromedp.UserDataDir(profile),
-			chromedp.NoSandbox, // as root there is none, and the only pages that it opens are ours
+			chromedp.Env("TMPDIR="+profile), // what it leaves behind goes with the profile
+			chromedp.NoSandbox,              // as root there is none, and the only pages that it opens are ours
 			chromedp.Flag("headless", "new"),
 			chromedp.Flag("disable-gpu", true),
 			chromedp.Flag("disable-quic", true),

@@ -15,7 +15,7 @@ import (
 func TestATruthfulService(t *testing.T) {
 	s := start(t, &service{}, 3)
 	p := open(t)
-	p.visit(s.urls()[0] + "/?stock=100&buyers=300")
+	p.visit(s.urls()[0] + "/?strategy=postgres&stock=100&buyers=300")
 	p.race()
 
 	if got, want := p.text("#verdict-text"), "Sold 100 of 100. Oversold 0."; got != want {
@@ -83,6 +83,24 @@ func TestAnOversellingService(t *testing.T) {
 	}
 	if s.item.Lock.Strategy != "none" || s.item.Lock.Fencing != "off" {
 		t.Errorf("the item was created as %+v, want none without the fence", s.item)
+	}
+	p.clean(s.urls()...)
+}
+
+// Whoever opens the page without having been told what to try sees first what it is about.
+func TestFirstVisit(t *testing.T) {
+	s := start(t, &service{excess: 5}, 1)
+	p := open(t)
+	p.visit(s.urls()[0])
+	if !evaluate[bool](p, `document.querySelector('#strategy-none').checked`) {
+		t.Error("the lock that shows the danger is not the first choice")
+	}
+	if got, want := p.text("#verdict-why"), "Start without a lock first, then choose one."; got != want {
+		t.Errorf("the page says %q, want %q", got, want)
+	}
+	p.visit(s.urls()[0] + "/?strategy=postgres")
+	if !evaluate[bool](p, `document.querySelector('#strategy-postgres').checked`) {
+		t.Error("the choice in the address is not kept")
 	}
 	p.clean(s.urls()...)
 }
@@ -249,6 +267,14 @@ func TestSmallScreens(t *testing.T) {
 		p.race()
 		if got := evaluate[int64](p, `document.documentElement.scrollWidth`); got > width {
 			t.Errorf("at %d px the page is %d px wide", width, got)
+		}
+		lines := evaluate[int](p, `(() => {
+			const address = document.createRange();
+			address.selectNodeContents(document.querySelector('#instances td'));
+			return address.getClientRects().length;
+		})()`)
+		if lines != 1 && width >= 360 {
+			t.Errorf("at %d px an address takes %d lines", width, lines)
 		}
 		p.clean(s.urls()...)
 	}

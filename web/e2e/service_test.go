@@ -48,7 +48,7 @@ func start(t *testing.T, s *service, n int) *service {
 	for range n {
 		s.instances = append(s.instances, httptest.NewUnstartedServer(nil))
 	}
-	page := web.Handler(s.urls())
+	page := web.Files(s.urls())
 	for _, instance := range s.instances {
 		instance.Config.Handler = s.handler(page, "http://"+instance.Listener.Addr().String())
 		instance.Start()
@@ -65,9 +65,14 @@ func (s *service) urls() []string {
 	return urls
 }
 
-func (s *service) handler(page http.Handler, self string) http.Handler {
+func (s *service) handler(page map[string]http.Handler, self string) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("/", page)
+	for path, file := range page {
+		if path == "/" {
+			path = "/{$}" // this path alone, not all below it
+		}
+		mux.Handle("GET "+path, file)
+	}
 	mux.HandleFunc("GET /v1/strategies", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusOK, map[string]any{"strategies": []map[string]any{
 			{"name": "none", "summary": "no lock at all: read, decide, write", "fences": false, "available": true},

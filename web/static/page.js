@@ -202,7 +202,7 @@ function drawVerdict() {
   const n = counts(race.buyers);
   const asked = race.buyers.length - n.waiting;
   const [tone, text, why] = {
-    idle: ['idle', 'No race has run yet.', 'Choose a lock and start.'],
+    idle: ['idle', 'No race has run yet.', 'Start without a lock first, then choose one.'],
     preparing: ['busy', 'Creating the item …', ''],
     running: ['busy', `${asked} of ${race.buyers.length} buyers have their answer.`, race.stopped ? 'Stopping: waiting for the requests on their way.' : ''],
     counting: ['busy', 'PostgreSQL is counting …', ''],
@@ -313,7 +313,8 @@ function drawTables() {
 function drawStrategies() {
   const query = new URLSearchParams(location.search).get('strategy');
   const usable = strategies.filter((s) => s.available);
-  const first = chosen() ?? usable.find((s) => s.name === query) ?? usable.find((s) => s.fences) ?? usable[0];
+  // Without a wish of the reader's the race that goes wrong comes first: it shows what the others are for.
+  const first = chosen() ?? usable.find((s) => s.name === query) ?? usable.find((s) => s.name === 'none') ?? usable[0];
   const rows = strategies.map((s) => {
     const input = element('input', { type: 'radio', name: 'strategy', value: s.name, id: `strategy-${s.name}`, 'aria-describedby': `about-${s.name}` });
     /** @type {HTMLInputElement} */ (input).disabled = !s.available;

@@ -109,7 +109,7 @@ func database(t *testing.T) *pgx.Conn {
 // 64 buyers, three instances, a hundred units: exactly a hundred are sold, and a single-use coupon is redeemed once.
 // Without a lock the same race sells more than there is, and so it does with a mutex in each of several processes.
 func TestRace(t *testing.T) {
-	for _, strategy := range []string{"postgres", "redis", "zookeeper"} {
+	for _, strategy := range []string{"postgres", "redis", "redlock", "zookeeper"} {
 		t.Run(strategy, func(t *testing.T) {
 			running := start(t, 3, strategy)
 			race := load.Options{Instances: urls(running), Limit: 100, Buyers: 64, Requests: 300, Timeout: patience}
@@ -246,7 +246,7 @@ func TestStartErrors(t *testing.T) {
 		},
 		"a strategy that does not exist": {
 			[]string{"FENCEPOST_INVENTORY_LOCK=magic"},
-			[]string{`FENCEPOST_INVENTORY_LOCK is "magic"`, "none, local, postgres, redis"},
+			[]string{`FENCEPOST_INVENTORY_LOCK is "magic"`, "none, local, postgres, redis, redlock"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

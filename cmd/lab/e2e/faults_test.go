@@ -16,32 +16,25 @@ import (
 	"fencepost/cmd/lab/internal/instances"
 )
 
-func redisClient(t *testing.T) *redis.Client {
-	t.Helper()
-	for _, variable := range lab.Env() {
-		if url, ok := strings.CutPrefix(variable, "FENCEPOST_REDIS_URL="); ok {
-			o, err := redis.ParseURL(url)
-			require.NoError(t, err)
-			c := redis.NewClient(o)
-			t.Cleanup(func() { _ = c.Close() })
-			return c
-		}
-	}
-	t.Fatal("the laboratory has no Redis")
-	return nil
-}
-
-// A Redis that forgets everything, locks and counters, in the middle of the load: its tokens start again at 1, the fence
+// Redis servers that forget everything, locks and counters, in the middle of the load: their tokens start again at 1, the fence
 // refuses them, the epoch is raised, and the work goes on.
 func TestRedisForgets(t *testing.T) {
-	running := start(t, 2, "redis")
+	all := redlockClients(t)
+	for strategy, clients := range map[string][]*redis.Client{"redis": all[:1], "redlock": all} {
+		t.Run(strategy, func(t *testing.T) { testRedisForgets(t, strategy, clients) })
+	}
+}
+
+func testRedisForgets(t *testing.T, strategy string, clients []*redis.Client) {
+	running := start(t, 2, strategy)
 	item := createItem(t, running[0].URL)
 	crowd := startBuyers(t, urls(running), item)
 	crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.acknowledged) >= 100 })
-	c := redisClient(t)
 	var longest time.Duration
 	for range 10 {
-		require.NoError(t, c.FlushAll(t.Context()).Err())
+		for _, c := range clients {
+			require.NoError(t, c.FlushAll(t.Context()).Err())
+		}
 		began, before := time.Now(), crowd.count()
 		crowd.until(t, "a reservation is made again", func(b *buyers) bool { return len(b.acknowledged) > before })
 		longest = max(longest, time.Since(began))

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -45,7 +46,9 @@ type Instance struct {
 // Build compiles the service into the laboratory's folder and returns the program's path.
 func Build(ctx context.Context, lab *servers.Lab) (string, error) {
 	binary := filepath.Join(lab.Dir(), "fencepost")
-	output, err := exec.CommandContext(ctx, "go", "build", "-o", binary, "fencepost/cmd/fencepost").CombinedOutput()
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", binary, "fencepost/cmd/fencepost")
+	cmd.Env = append(os.Environ(), "GOTMPDIR="+lab.Dir()) // a build that is broken off leaves files behind
+	output, err := run(lab, cmd)
 	if err != nil {
 		return "", fmt.Errorf("build the service: %w\n%s", err, output)
 	}
@@ -56,10 +59,24 @@ func Build(ctx context.Context, lab *servers.Lab) (string, error) {
 func Migrate(ctx context.Context, lab *servers.Lab, binary string) error {
 	cmd := exec.CommandContext(ctx, binary, "migrate")
 	cmd.Env = append(os.Environ(), lab.Env()...)
-	if output, err := cmd.CombinedOutput(); err != nil {
+	if output, err := run(lab, cmd); err != nil {
 		return fmt.Errorf("migrate the database: %w\n%s", err, output)
 	}
 	return nil
+}
+
+// run returns what the command has printed when it has ended. The terminal's Ctrl-C goes to the laboratory alone, which
+// passes it on when the command's context ends: so the command never ends for a reason that the laboratory does not know yet.
+func run(lab *servers.Lab, cmd *exec.Cmd) (output string, err error) {
+	var printed strings.Builder
+	cmd.Stdout, cmd.Stderr = &printed, &printed
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
+	cmd.WaitDelay = stopTimeout
+	if err := lab.Start(cmd); err != nil {
+		return "", err
+	}
+	err = cmd.Wait()
+	return printed.String(), err
 }
 
 // Start starts the instances side by side and returns when each is ready. An instance that is not ready within five
