@@ -2,7 +2,11 @@ package e2e_test
 
 import (
 	"context"
+	"io"
+	"net"
 	"net/http"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -50,6 +54,58 @@ func testRedisForgets(t *testing.T, strategy string, clients []*redis.Client) {
 	t.Logf("%d reservations acknowledged; epoch %d, %d refusals, at most %s to the next reservation; %v",
 		len(acknowledged), epoch, refusals, longest, crowd.codes)
 	require.Greater(t, epoch, int64(1), "the tokens must have gone back at least once: otherwise this has shown nothing")
+}
+
+// zookeeperData asks ZooKeeper where it keeps what it knows.
+func zookeeperData(t *testing.T) (dir string) {
+	t.Helper()
+	for _, variable := range lab.Env() {
+		if address, ok := strings.CutPrefix(variable, "FENCEPOST_ZOOKEEPER_SERVERS="); ok {
+			conn, err := net.Dial("tcp", address)
+			require.NoError(t, err)
+			defer conn.Close()
+			_, err = io.WriteString(conn, "conf")
+			require.NoError(t, err)
+			answer, err := io.ReadAll(conn)
+			require.NoError(t, err)
+			for line := range strings.Lines(string(answer)) {
+				if dir, ok := strings.CutPrefix(strings.TrimSpace(line), "dataDir="); ok {
+					return dir
+				}
+			}
+		}
+	}
+	t.Fatal("the laboratory has no ZooKeeper that says where its data are")
+	return ""
+}
+
+// A ZooKeeper that was set up anew, at the same address: it refuses clients that know more than it does, knows none of their
+// sessions, and its transactions count from 1 again. The clients begin anew, the epoch is raised, and the work goes on.
+func TestZooKeeperForgets(t *testing.T) {
+	running := start(t, 2, "zookeeper")
+	item := createItem(t, running[0].URL)
+	crowd := startBuyers(t, urls(running), item)
+	crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.acknowledged) >= 100 })
+	data := zookeeperData(t)
+	require.True(t, strings.HasPrefix(data, lab.Dir()+"/"), "only the laboratory's own data may be wiped, not %s", data)
+	require.NoError(t, lab.Server("zookeeper").Stop(t.Context()))
+	require.NoError(t, os.RemoveAll(data))
+	require.NoError(t, lab.Server("zookeeper").Start(t.Context()))
+	back, before := time.Now(), crowd.count()
+	crowd.until(t, "a reservation is made again", func(b *buyers) bool { return len(b.acknowledged) > before })
+	took := time.Since(back)
+	crowd.until(t, "both instances are at work", func(b *buyers) bool { return len(b.acknowledged) >= before+100 })
+	for _, instance := range running {
+		require.Equal(t, http.StatusOK, statusOf(t, instance.URL+"/readyz"), "an authority that is healed is in charge")
+	}
+	acknowledged := crowd.stop()
+	require.Subset(t, reservations(t, item), acknowledged)
+	requireLedgerAgrees(t, "item/"+item)
+
+	var epoch int64
+	require.NoError(t, database(t).QueryRow(t.Context(), `SELECT epoch FROM fences WHERE resource = 'item/' || $1`, item).Scan(&epoch))
+	t.Logf("%d reservations acknowledged; epoch %d, %s to the next reservation; %v", len(acknowledged), epoch, took, crowd.codes)
+	require.Greater(t, epoch, int64(1), "the tokens must have gone back: otherwise this has shown nothing")
 }
 
 // holding starts an instance that reserves the item and returns when it is in the middle of it: it has the lock, has presented
