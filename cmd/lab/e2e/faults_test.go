@@ -87,6 +87,7 @@ func TestZooKeeperForgets(t *testing.T) {
 	crowd := startBuyers(t, urls(running), item)
 	crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.acknowledged) >= 100 })
 	data := zookeeperData(t)
+	require.True(t, strings.HasPrefix(data, lab.Dir()+"/"), "only the laboratory's own data may be wiped, not %s", data)
 	require.NoError(t, lab.Server("zookeeper").Stop(t.Context()))
 	require.NoError(t, os.RemoveAll(data))
 	require.NoError(t, lab.Server("zookeeper").Start(t.Context()))
