@@ -3,6 +3,7 @@ package zklock_test
 import (
 	"context"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
@@ -309,6 +310,18 @@ func TestWaitersLeaveNothing(t *testing.T) {
 	}
 	awaitLine(t, conn, key, 101)
 	cancel()
+	wg.Wait()
+	awaitLine(t, conn, key, 1)
+
+	// And at any moment: before, in and after every step.
+	for range 1000 {
+		ctx, cancel := context.WithTimeout(t.Context(), rand.N(50*time.Millisecond))
+		wg.Go(func() {
+			defer cancel()
+			_, err := l.Acquire(ctx, key, newID())
+			assert.ErrorIs(t, err, context.DeadlineExceeded)
+		})
+	}
 	wg.Wait()
 	awaitLine(t, conn, key, 1)
 	require.Eventually(t, func() bool { return runtime.NumGoroutine() <= before+1 }, patience, time.Millisecond) // one of Eventually's own
