@@ -131,7 +131,8 @@ END $$;
 -- id (the rightful holder's second transaction); anything else is refused with FP001. Returns the resource's fencing.
 --
 -- A resource whose fencing is off is left alone, without even a lock on its row: that lock would make every strategy look
--- safe, and the resource exists to show the danger.
+-- safe, and the resource exists to show the danger. Nor is it asked who is in charge: an instance that was superseded still
+-- writes there.
 -- +goose StatementBegin
 CREATE FUNCTION present(p_resource text, p_strategy text, p_epoch bigint, p_token bigint, p_grant uuid)
 RETURNS text LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
