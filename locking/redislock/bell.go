@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -63,6 +64,20 @@ func (b *bell) listen(channel string) (rung <-chan struct{}, stop func()) {
 	}
 	q.waiters = append(q.waiters, mine)
 	return mine, func() { b.leave(channel, mine) }
+}
+
+// await returns when the bell rings, or when the holder's term is over because it has gone without a release. An error means
+// that ctx has ended.
+func await(ctx context.Context, rung <-chan struct{}, term time.Duration) error {
+	expiry := time.NewTimer(term)
+	defer expiry.Stop()
+	select {
+	case <-rung:
+	case <-expiry.C:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return nil
 }
 
 func (b *bell) leave(channel string, mine chan struct{}) {

@@ -72,15 +72,9 @@ func (l *Locker) Acquire(ctx context.Context, key domain.Key, id domain.GrantID)
 		if lease != nil || err != nil {
 			return lease, err
 		}
-		expiry := time.NewTimer(remaining)
-		select {
-		case <-rung:
-		case <-expiry.C: // the holder has gone without a release
-		case <-ctx.Done():
-			expiry.Stop()
-			return nil, context.Cause(ctx)
+		if err := await(ctx, rung, remaining); err != nil {
+			return nil, err
 		}
-		expiry.Stop()
 	}
 }
 

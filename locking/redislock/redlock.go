@@ -139,15 +139,9 @@ func (l *Redlock) Acquire(ctx context.Context, key domain.Key, id domain.GrantID
 			window = min(2*window, maxPause)
 			continue
 		}
-		expiry := time.NewTimer(time.Until(until))
-		select {
-		case <-rung:
-		case <-expiry.C: // the holder has gone without a release
-		case <-ctx.Done():
-			expiry.Stop()
-			return nil, context.Cause(ctx)
+		if err := await(ctx, rung, time.Until(until)); err != nil {
+			return nil, err
 		}
-		expiry.Stop()
 		// The waiters of other instances were woken by the same ring, and it may not have reached every node yet.
 		window = minPause
 		if err := sleep(ctx, rand.N(window)); err != nil {

@@ -119,7 +119,7 @@ func (p *tab) visit(url string) {
 }
 
 // wait waits until the expression is true, and says what the page showed if it never is. The browser's own ways to wait
-// compile code inside the page, which the page's policy forbids.
+// compile code inside the page, which the page's policy forbids. The sleep is only between two looks.
 func (p *tab) wait(expression string) {
 	p.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !evaluate[bool](p, expression); time.Sleep(20 * time.Millisecond) {

@@ -107,7 +107,7 @@ func (s *service) handler(page map[string]http.Handler, self string) http.Handle
 			problem(w, http.StatusUnprocessableEntity, "invalid", "quantity must be 1 and customer_id given", false)
 			return
 		}
-		time.Sleep(s.latency)
+		time.Sleep(s.latency) // this service is slow: so that a race can be stopped while it runs
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if r.PathValue("sku") != s.item.SKU {

@@ -54,7 +54,7 @@ func (s *shop) sell(buyer string) bool {
 	if left == 0 {
 		return false
 	}
-	time.Sleep(s.think)
+	time.Sleep(s.think) // the shop's own slow step between read and write: what lets the one without a lock oversell
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.left = left - 1
