@@ -17,6 +17,7 @@ var (
 	ErrCouponExhausted   = errors.New("the coupon is used up")
 	ErrCouponExpired     = errors.New("the coupon is not valid now")
 	ErrCustomerLimit     = errors.New("the customer has used this coupon as often as allowed")
+	ErrKeyReused         = errors.New("the idempotency key was used for another request")
 	ErrCountersCorrupted = errors.New("an unfenced race has corrupted the counters")
 
 	// ErrLockTimeout: the lock did not come free within the allowed wait. Nothing was written.

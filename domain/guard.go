@@ -74,6 +74,10 @@ type Section struct {
 	// Alone keeps the section's lock and transaction to itself. A section that calls Tx.Slow must set it: others would have
 	// to wait for a step that is not theirs.
 	Alone bool
+	// Once, if not nil, has the section run at most once: if its key has an answer, Do returns a *Replay, and ErrKeyReused if
+	// that is the answer to another request. Result is what Run has assigned, for the answer.
+	Once   *Once
+	Result func() any
 	// Run decides. It may run more than once, so it must assign its results, not collect them, and change nothing but tx.
 	// ctx ends when ownership is lost; context.Cause says why. An error undoes what this section has put, and nothing else.
 	Run func(ctx context.Context, tx Tx) error

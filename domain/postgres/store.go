@@ -141,27 +141,29 @@ const maxTries = 5
 func (s *Store) Transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration, collect func() []domain.Section,
 ) (receipt domain.Receipt, outcomes []error, err error) {
 	var sections []domain.Section
-	gather := sync.OnceValue(func() (reads domain.Reads) {
+	gather := sync.OnceValue(func() (wanted reads) {
 		sections = collect()
 		outcomes = make([]error, len(sections))
 		for _, section := range sections {
-			reads.Reservations = append(reads.Reservations, section.Reads.Reservations...)
-			reads.Redemptions = append(reads.Redemptions, section.Reads.Redemptions...)
-			reads.Uses = append(reads.Uses, section.Reads.Uses...)
+			wanted.Reservations = append(wanted.Reservations, section.Reads.Reservations...)
+			wanted.Redemptions = append(wanted.Redemptions, section.Reads.Redemptions...)
+			wanted.Uses = append(wanted.Uses, section.Reads.Uses...)
+			if once := section.Once; once != nil {
+				wanted.answers = append(wanted.answers, answerID{once.Caller, once.Key})
+			}
 		}
-		return reads
+		return wanted
 	})
 	receipt, err = s.transact(ctx, grants, lockWait, gather, func(ctx context.Context, t *tx) error {
-		refused := 0
+		idle := true
 		for i, section := range sections {
-			if outcomes[i] = t.run(ctx, section); outcomes[i] != nil {
-				refused++
-			}
+			outcomes[i] = t.run(ctx, section)
 			if t.failed != nil {
 				return t.failed
 			}
+			idle = idle && outcomes[i] != nil && (section.Once == nil || !domain.Final(outcomes[i]))
 		}
-		if refused == len(sections) {
+		if idle {
 			return errNothingToDo
 		}
 		return nil
@@ -172,10 +174,11 @@ func (s *Store) Transact(ctx context.Context, grants []domain.Grant, lockWait ti
 	return receipt, outcomes, err
 }
 
-// errNothingToDo rolls a transaction back in which every section was refused: that costs the server no write.
-var errNothingToDo = errors.New("no section of the transaction has succeeded")
+// errNothingToDo rolls a transaction back in which every section was refused and none of them leaves an answer: that costs
+// the server no write.
+var errNothingToDo = errors.New("no section of the transaction has anything to write")
 
-func (s *Store) transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration, gather func() domain.Reads,
+func (s *Store) transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration, gather func() reads,
 	fn func(context.Context, *tx) error,
 ) (receipt domain.Receipt, err error) {
 	began := time.Now()
@@ -189,7 +192,7 @@ func (s *Store) transact(ctx context.Context, grants []domain.Grant, lockWait ti
 	return receipt, err
 }
 
-func (s *Store) transactOnce(ctx context.Context, grants []domain.Grant, lockWait time.Duration, gather func() domain.Reads,
+func (s *Store) transactOnce(ctx context.Context, grants []domain.Grant, lockWait time.Duration, gather func() reads,
 	fn func(context.Context, *tx) error,
 ) (receipt domain.Receipt, err error) {
 	t := &tx{store: s, grants: slices.Clone(grants), lockWait: lockWait}

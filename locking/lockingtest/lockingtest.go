@@ -173,7 +173,7 @@ func (w *world) fencing() domain.Fencing {
 func (w *world) item(n *node, fencing domain.Fencing) domain.Key {
 	w.t.Helper()
 	sku := uuid.NewString()
-	_, err := n.store.CreateItem(w.t.Context(), domain.Item{SKU: sku, Name: w.t.Name()}, domain.LockSpec{Fencing: fencing})
+	_, err := n.store.CreateItem(w.t.Context(), domain.Item{SKU: sku, Name: w.t.Name()}, domain.LockSpec{Fencing: fencing}, nil)
 	require.NoError(w.t, err)
 	return domain.ItemKey(sku)
 }
