@@ -28,7 +28,7 @@ var (
 	ErrLockLost = errors.New("the lock was lost")
 	// ErrStaleToken: PostgreSQL refused the grant, because a newer one was seen. Nothing was written.
 	ErrStaleToken = errors.New("stale fencing token")
-	// ErrSuperseded: another strategy has taken over. Nothing was written, and this instance will not write again.
+	// ErrSuperseded: another strategy has taken over, which this instance may not or cannot use. Nothing was written.
 	ErrSuperseded = errors.New("this instance's lock strategy has been superseded")
 	// ErrFencingRequired: the resource is fenced, and the strategy issues no tokens.
 	ErrFencingRequired = errors.New("the resource is fenced and the strategy issues no fencing tokens")

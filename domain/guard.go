@@ -38,7 +38,20 @@ type Authority struct {
 	Fingerprint string // names the servers: other servers issue other tokens
 	Epoch       int64
 	Since       time.Time
+	DecidedBy   Decider
 }
+
+// Decider says whose decision it was to put an authority in charge.
+type Decider string
+
+const (
+	// ByConfiguration: an instance took over when it started.
+	ByConfiguration Decider = "configuration"
+	// ByOperator: an order. Instances that are configured otherwise follow it, also those that start.
+	ByOperator Decider = "operator"
+	// ByBoth: an order with which an instance that started later agrees. Who runs follows it; who starts otherwise takes over.
+	ByBoth Decider = "both"
+)
 
 // LockSpec is the strategy and the fencing that a resource is created with.
 type LockSpec struct {

@@ -288,10 +288,10 @@ func (s *Store) RecordRefusal(ctx context.Context, r domain.Refusal) error {
 	return plain(err)
 }
 
-const authorityColumns = `scope, strategy, fingerprint, epoch, since`
+const authorityColumns = `scope, strategy, fingerprint, epoch, since, decided_by`
 
 func scanAuthority(row pgx.CollectableRow) (a domain.Authority, err error) {
-	err = row.Scan(&a.Scope, &a.Strategy, &a.Fingerprint, &a.Epoch, &a.Since)
+	err = row.Scan(&a.Scope, &a.Strategy, &a.Fingerprint, &a.Epoch, &a.Since, &a.DecidedBy)
 	return a, err
 }
 
@@ -320,10 +320,24 @@ func (s *Store) AuthorityOf(ctx context.Context, scope domain.Scope) (domain.Aut
 		`SELECT `+authorityColumns+` FROM authorities WHERE scope = $1`, scope)
 }
 
-// ClaimAuthority puts the strategy in charge of the scope, with a new epoch unless it already is.
-func (s *Store) ClaimAuthority(ctx context.Context, scope domain.Scope, strategy, fingerprint string) (domain.Authority, error) {
+// ClaimAuthority puts the strategy in charge of the scope, with a new epoch unless it already is, and returns who is in
+// charge then: an operator's order outranks the configuration. With by empty only the fingerprint changes, and only while the
+// strategy is in charge.
+func (s *Store) ClaimAuthority(ctx context.Context, scope domain.Scope, strategy, fingerprint string, by domain.Decider) (domain.Authority, error) {
 	return one(ctx, s.pool, scanAuthority, "the authority of "+string(scope),
-		`SELECT `+authorityColumns+` FROM claim_authority($1, $2, $3)`, scope, strategy, fingerprint)
+		`SELECT `+authorityColumns+` FROM claim_authority($1, $2, $3, NULLIF($4, '')) WHERE scope IS NOT NULL`, scope, strategy, fingerprint, by)
+}
+
+// SwitchResource puts the strategy in charge of the one resource; without a strategy, the authority of its kind.
+func (s *Store) SwitchResource(ctx context.Context, key domain.Key, strategy, fingerprint string) (domain.Authority, error) {
+	return one(ctx, s.pool, scanAuthority, "the authority of "+string(key),
+		`SELECT `+authorityColumns+` FROM switch_resource($1, NULLIF($2, ''), $3)`, key, strategy, fingerprint)
+}
+
+// Fenced tells whether fencing is enforced for the resource of this name, or for any of the scope.
+func (s *Store) Fenced(ctx context.Context, scope domain.Scope) (bool, error) {
+	return one(ctx, s.pool, pgx.RowTo[bool], "the fencing of "+string(scope),
+		`SELECT EXISTS (SELECT FROM fences WHERE (resource = $1 OR scope = $1) AND fencing = 'enforced')`, scope)
 }
 
 // RaiseEpoch begins a new reign of the same authority, unless the epoch is not from any more.
@@ -340,7 +354,9 @@ func (s *Store) Reigns(ctx context.Context) ([]domain.Authority, map[string]int6
 		return nil, nil, fmt.Errorf("reading the authorities: %w", domainError(ctx, err))
 	}
 	own := map[string]int64{}
-	rows, _ = s.health.Query(ctx, `SELECT strategy, count(*) FROM authorities WHERE scope NOT IN ('inventory', 'coupons') GROUP BY strategy`)
+	// A resource that went back to the authority of its kind has left its own behind: the fence says whom it follows.
+	rows, _ = s.health.Query(ctx, `
+		SELECT a.strategy, count(*) FROM authorities a JOIN fences f ON (f.resource, f.scope) = (a.scope, a.scope) GROUP BY a.strategy`)
 	var strategy string
 	var count int64
 	_, err = pgx.ForEachRow(rows, []any{&strategy, &count}, func() error { own[strategy] = count; return nil })

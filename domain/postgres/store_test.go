@@ -36,7 +36,7 @@ func newWorld(t *testing.T) *world {
 	db := postgrestest.New(t)
 	w := &world{db: db, store: db.Store(t, 1)}
 	for _, scope := range []domain.Scope{domain.ScopeInventory, domain.ScopeCoupons} {
-		authority, err := w.store.ClaimAuthority(t.Context(), scope, "redis", "server")
+		authority, err := w.store.ClaimAuthority(t.Context(), scope, "redis", "server", domain.ByConfiguration)
 		require.NoError(t, err)
 		w.epoch = authority.Epoch
 	}
@@ -416,7 +416,7 @@ func TestRefused(t *testing.T) {
 		Grant: old, Reason: "strategy_superseded", CurrentEpoch: w.epoch + 1, CurrentToken: newest, CurrentGrant: holder,
 	}, refused.Refusal)
 
-	_, err = w.store.ClaimAuthority(t.Context(), domain.ScopeInventory, "none", "")
+	_, err = w.store.ClaimAuthority(t.Context(), domain.ScopeInventory, "none", "", domain.ByConfiguration)
 	require.NoError(t, err)
 	none := domain.Grant{Key: key, Strategy: "none", Epoch: w.epoch + 2, ID: domain.GrantID(uuid.New())}
 	_, err = transact(t.Context(), w.store, []domain.Grant{none}, wait, never)
@@ -675,7 +675,7 @@ func TestSettlingTwiceAtOnce(t *testing.T) {
 func TestRowLock(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	_, err := w.store.ClaimAuthority(t.Context(), domain.ScopeInventory, "postgres", "")
+	_, err := w.store.ClaimAuthority(t.Context(), domain.ScopeInventory, "postgres", "", domain.ByConfiguration)
 	require.NoError(t, err)
 	authority, err := w.store.AuthorityOf(t.Context(), domain.ScopeInventory)
 	require.NoError(t, err)

@@ -64,6 +64,10 @@ var suite = []struct {
 	{"a strategy without tokens is refused where fencing is enforced", unfenced, testUnfenced},
 	{"a counter that has gone back is healed", fences, testHealing},
 	{"a superseded instance is refused and not ready", fences, testSuperseded},
+	{"an operator's order is followed by who can", fences, testOrder},
+	{"an operator's order for one item", fences, testOrderForOne},
+	{"an epoch of the scope is not taken for the item's own", fences, testEqualEpochs},
+	{"orders under load lose no update", fences, testOrderUnderLoad},
 }
 
 func everybody(strategies.Traits) bool    { return true }
