@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -70,18 +71,25 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		return err
 	}
 
+	service := &domain.Service{
+		Guard:   guard,
+		Store:   store,
+		NewID:   func() string { return uuid.Must(uuid.NewV7()).String() },
+		Now:     time.Now,
+		HoldTTL: c.HoldTTL,
+		MaxTTL:  c.MaxHoldTTL,
+		Fencing: domain.Fencing(c.Fencing),
+		Review:  c.review(),
+	}
+	sweeping, stop := context.WithCancel(ctx)
+	var swept sync.WaitGroup
+	swept.Go(func() { newSweeper(store, service, c, log).run(sweeping) })
+	defer swept.Wait() // before the guard's Wait: no section may be begun after that
+	defer stop()
+
 	var draining atomic.Bool
 	handler := handlers.New(handlers.Config{
-		Service: &domain.Service{
-			Guard:   guard,
-			Store:   store,
-			NewID:   func() string { return uuid.Must(uuid.NewV7()).String() },
-			Now:     time.Now,
-			HoldTTL: c.HoldTTL,
-			MaxTTL:  c.MaxHoldTTL,
-			Fencing: domain.Fencing(c.Fencing),
-			Review:  c.review(),
-		},
+		Service:    service,
 		Strategies: guard.Strategies,
 		Ready: func(ctx context.Context) error {
 			if draining.Load() {

@@ -26,7 +26,7 @@ import (
 
 // Options of a store.
 type Options struct {
-	MaxConns int32  // connections for requests; one more is kept for health checks
+	MaxConns int32  // connections for requests; there is one more for health checks, and one for sweeps
 	Instance string // names this process in recorded refusals
 	Log      *slog.Logger
 }
@@ -35,7 +35,9 @@ type Options struct {
 type Store struct {
 	pool *pgxpool.Pool
 	// health has a connection of its own: a pool that is drained by slow requests is busy, not broken.
-	health   *pgxpool.Pool
+	health *pgxpool.Pool
+	// sweeps has one too: a sweep keeps its transaction open while sections take their connections from pool.
+	sweeps   *pgxpool.Pool
 	instance string
 	log      *slog.Logger
 }
@@ -70,11 +72,16 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, fmt.Errorf("preparing the connection pool: %w", err)
 	}
-	healthConfig := config.Copy()
-	healthConfig.MaxConns = 1
-	if s.health, err = pgxpool.NewWithConfig(ctx, healthConfig); err != nil {
+	single := config.Copy()
+	single.MaxConns = 1
+	if s.health, err = pgxpool.NewWithConfig(ctx, single); err != nil {
 		s.pool.Close()
 		return nil, fmt.Errorf("preparing the health connection: %w", err)
+	}
+	if s.sweeps, err = pgxpool.NewWithConfig(ctx, single.Copy()); err != nil {
+		s.pool.Close()
+		s.health.Close()
+		return nil, fmt.Errorf("preparing the connection for sweeps: %w", err)
 	}
 	if err := s.check(ctx); err != nil {
 		s.Close()
@@ -87,6 +94,7 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 func (s *Store) Close() {
 	s.pool.Close()
 	s.health.Close()
+	s.sweeps.Close()
 }
 
 // Ping asks the server for a sign of life, on a connection that requests cannot use up.
