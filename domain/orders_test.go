@@ -45,7 +45,8 @@ func TestOrder(t *testing.T) {
 	assert.EqualValues(t, 2, m.rows.items["b"].Reserved)
 	assert.EqualValues(t, 1, m.rows.coupons["c"].Redeemed)
 	assert.Equal(t, []domain.Entry{
-		{Kind: domain.EntryHold, Reference: "rsv_1"}, {Kind: domain.EntryHold, Reference: "rsv_1"},
+		{Kind: domain.EntryHold, Reference: "rsv_1"},
+		{Kind: domain.EntryHold, Reference: "rsv_1"},
 		{Kind: domain.EntryRedeem, Reference: "rdm_2"},
 	}, m.rows.ledger)
 }
