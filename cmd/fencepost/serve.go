@@ -93,6 +93,7 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		Instances:      c.Instances,
 		Page:           web.Files(c.called()),
 		RequestTimeout: requestTimeout,
+		MaxRequests:    c.MaxRequests,
 		Log:            log,
 		Version:        version(),
 	})
