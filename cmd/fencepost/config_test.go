@@ -150,6 +150,15 @@ func TestGoodConfiguration(t *testing.T) {
 	}
 }
 
+func TestConfigShowsAllSentinels(t *testing.T) {
+	_, stdout, stderr := runIn(t, map[string]string{
+		"FENCEPOST_DATABASE_URL": goodURL,
+		"FENCEPOST_REDIS_URL":    "rediss+sentinel://u:hunter2@a:1,b:2/m/1?sentinel_password=hunter2",
+	}, "config")
+	assert.Empty(t, stderr)
+	assert.Contains(t, stdout, "FENCEPOST_REDIS_URL=rediss+sentinel://u:xxxxx@a:1,b:2/m/1?sentinel_password=xxxxx\n")
+}
+
 func TestConfigHidesWhatIsNoURL(t *testing.T) {
 	for _, value := range []string{"host=db password=hunter2", "user:hunter2@db/x", "postgres://u:hunter2%@db"} {
 		code, stdout, stderr := runIn(t, map[string]string{"FENCEPOST_DATABASE_URL": value}, "config")

@@ -207,5 +207,8 @@ func (l *Locker) unavailable(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%w (%w)", context.Cause(ctx), err)
 	}
+	if errors.Is(err, redis.Nil) { // which no script and no key of ours answers
+		err = errors.New("no Sentinel that answers knows a master of this name")
+	}
 	return &domain.UnavailableError{Server: "Redis", Err: fmt.Errorf("%s: %w", l.server.addr, err)}
 }

@@ -70,6 +70,18 @@ func requireInSync(t *testing.T, replica *servers.Server) {
 	}, patience, 10*time.Millisecond)
 }
 
+// calls tells how often a server has executed a command, by itself or in a script; "" is never.
+func calls(t *testing.T, c *redis.Client, command string) string {
+	t.Helper()
+	for line := range strings.Lines(c.Info(t.Context(), "commandstats").Val()) {
+		if counts, ok := strings.CutPrefix(line, "cmdstat_"+command+":calls="); ok {
+			number, _, _ := strings.Cut(counts, ",")
+			return number
+		}
+	}
+	return ""
+}
+
 // cutReplication ends what the replicas are told: from now on the master alone knows what happens. A master without a password
 // refuses a replica that has one.
 func cutReplication(t *testing.T, master *servers.Server, replicas ...*servers.Server) {
@@ -110,6 +122,8 @@ func requireAllReady(t *testing.T, urls []string) {
 // replica that refuses to write.
 func TestSentinelFailover(t *testing.T) {
 	s := sentinels(t)
+	refuses(t, "redis://"+s.Sentinels[0].Address, "it is a Sentinel: write redis+sentinel://HOST:PORT,HOST:PORT/MASTER")
+	refuses(t, s.URL+"-is-no-master", "no Sentinel that answers knows a master of this name")
 	running := start(t, 2, "redis", "FENCEPOST_REDIS_URL="+s.URL, "FENCEPOST_LOCK_WAIT=2s", "FENCEPOST_LEASE_TTL=1s")
 	item := createItem(t, running[0].URL)
 	crowd := startBuyers(t, urls(running), item)
@@ -224,10 +238,10 @@ func TestWaitersFollowTheMaster(t *testing.T) {
 		require.Eventually(t, func() bool { return c.Exists(t.Context(), name+"lock").Val() == 1 }, patience, time.Millisecond)
 	}
 	waits := buy(waiter.URL)
+	// It tries, listens, tries again, and once more when it is heard. Then it sleeps.
 	first := client(t, s.Redis[0])
-	require.Eventually(t, func() bool {
-		return first.PubSubNumSub(t.Context(), name+"released").Val()[name+"released"] == 1
-	}, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return calls(t, first, "pttl") == "3" }, patience, time.Millisecond)
+	require.NoError(t, first.Ping(t.Context()).Err()) // before this was answered, the waiter was
 	require.NoError(t, s.Redis[0].Pause())
 
 	require.Equal(t, http.StatusCreated, <-held)
@@ -248,7 +262,23 @@ func TestClusterConformance(t *testing.T) {
 	row, known := strategies.Find("redis")
 	require.True(t, known)
 	t.Run("suite", func(t *testing.T) { lockingtest.Run(t, row, strategies.Config{RedisURL: c.URL}, 8) })
+	refuses(t, "redis://"+c.Nodes[0].Address, "it belongs to a Redis Cluster: write redis+cluster://HOST:PORT,HOST:PORT")
+	setting := client(t, c.Nodes[2])
+	require.NoError(t, setting.ConfigSet(t.Context(), "maxmemory-policy", "allkeys-lru").Err())
+	refuses(t, c.URL, "it may evict locks: set its maxmemory-policy to noeviction")
+	require.NoError(t, setting.ConfigSet(t.Context(), "maxmemory-policy", "noeviction").Err())
 	t.Run("a master that hangs", func(t *testing.T) { testClusterMasterHangs(t, c) })
+}
+
+// refuses asks the servers of a URL whether locks can be there.
+func refuses(t *testing.T, url, says string) {
+	t.Helper()
+	backend, err := redislock.Open(url, patience, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, backend.Close()) })
+	_, err = backend.Identify(t.Context())
+	require.ErrorIs(t, err, domain.ErrUnavailable)
+	require.ErrorContains(t, err, says)
 }
 
 // What a master does not answer is not sent again: when it goes on it executes what it has received, and a second copy could
@@ -260,15 +290,6 @@ func testClusterMasterHangs(t *testing.T, c *servers.Cluster) {
 	t.Cleanup(func() { require.NoError(t, backend.Close()) })
 	id := func() domain.GrantID { return domain.GrantID(uuid.New()) }
 	third := client(t, c.Nodes[2])
-	sets := func() string {
-		for line := range strings.Lines(third.Info(t.Context(), "commandstats").Val()) {
-			if counts, ok := strings.CutPrefix(line, "cmdstat_set:"); ok {
-				calls, _, _ := strings.Cut(counts, ",")
-				return calls
-			}
-		}
-		return "none"
-	}
 	var group errgroup.Group
 	for range 8 { // as many connections, so that there is one for each further try
 		group.Go(func() error {
@@ -289,9 +310,9 @@ func testClusterMasterHangs(t *testing.T, c *servers.Cluster) {
 	require.NoError(t, c.Nodes[2].Resume())
 	require.ErrorIs(t, err, domain.ErrUnavailable)
 	require.Less(t, took, term/2)
-	require.Eventually(t, func() bool { return sets() != "none" }, patience, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return calls(t, third, "set") != "" }, patience, 10*time.Millisecond)
 	require.NoError(t, third.Ping(t.Context()).Err()) // everything that was received before this has been executed
-	require.Equal(t, "calls=1", sets())
+	require.Equal(t, "1", calls(t, third, "set"))
 }
 
 // skuOf invents an item that belongs to one of the three masters. Any node can tell.

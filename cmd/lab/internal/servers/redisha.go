@@ -160,8 +160,10 @@ func (c *Cluster) form(ctx context.Context, buses []int) error {
 		return err
 	}
 	return eachUntil(ctx, c.Nodes, func(client *redis.Client) error {
-		slots, err := client.ClusterSlots(ctx).Result()
-		if err == nil && !slices.ContainsFunc(slots, func(s redis.ClusterSlot) bool { return len(s.Nodes) == 2 }) {
+		shards, err := client.ClusterShards(ctx).Result()
+		if err == nil && !slices.ContainsFunc(shards, func(s redis.ClusterShard) bool {
+			return len(s.Nodes) == 2 && s.Nodes[0].Health == "online" && s.Nodes[1].Health == "online"
+		}) {
 			err = errors.New("not every node of the Cluster knows the replica")
 		}
 		return err
