@@ -15,7 +15,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-
 )
 
 // keyed is one logical request: a client sends it, under one key, until it has an answer that is no invitation to try again.
@@ -32,7 +31,9 @@ type reply struct {
 	replayed bool
 }
 
-func (r reply) final() bool { return r.status >= 200 && r.status < 500 && r.status != http.StatusTooManyRequests }
+func (r reply) final() bool {
+	return r.status >= 200 && r.status < 500 && r.status != http.StatusTooManyRequests
+}
 
 func (k keyed) sendOnce(ctx context.Context, client *http.Client, url string) reply {
 	ctx, cancel := context.WithTimeout(ctx, patience)
