@@ -66,7 +66,10 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, backends.Close()) }()
-	guard := locking.NewGuard(store, backends, locking.Options{LockWait: c.LockWait, Log: log})
+	guard := locking.NewGuard(store, backends, locking.Options{
+		LockWait: c.LockWait, MaxBatch: c.MaxBatch, MaxQueue: c.MaxQueue, Log: log,
+	})
+	defer guard.Wait() // a lock that is not given back before the servers are left stays until its term ends
 	claims := map[domain.Scope]string{domain.ScopeInventory: c.InventoryLock, domain.ScopeCoupons: c.CouponLock}
 	if err := guard.Claim(starting, claims); err != nil {
 		return err

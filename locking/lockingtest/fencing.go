@@ -24,6 +24,7 @@ func testTokensRise(t *testing.T, w *world) {
 		require.Greater(t, receipt.Grants[0].Token, last, "after %s", after)
 		require.EqualValues(t, 1, receipt.Grants[0].Epoch)
 		last = receipt.Grants[0].Token
+		n.Wait() // until the lock is released: sections that come before that share its grant
 	}
 	rises(n, "nothing")
 	rises(n, "a release")
@@ -48,7 +49,7 @@ func testBrokenLease(t *testing.T, w *world) {
 	w.config.LeaseTTL = shortTerm
 	n := w.node()
 	key := w.item(n, w.fencing())
-	_, err := n.Do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
+	_, err := n.do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
 		require.NoError(t, add(ctx, tx, key))
 		w.breakLock(n, key)
 		w.await("the section is told", ctx.Done())
@@ -65,7 +66,7 @@ func testBrokenConnection(t *testing.T, w *world) {
 	n := w.node()
 	key := w.item(n, w.fencing())
 	service := postgresConnection(t, w)
-	_, err := n.Do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
+	_, err := n.do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
 		require.NoError(t, add(ctx, tx, key))
 		_, err := service.Exec(ctx, `
 			SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -130,7 +131,7 @@ func testPausedInTransaction(t *testing.T, w *world) {
 		key := w.item(next, fencing)
 		inside, resume := make(chan struct{}), make(chan struct{})
 		pausedDone, pausedErr := async(func() error {
-			_, err := paused.Do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
+			_, err := paused.do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
 				item, err := tx.Item(ctx, key.Name())
 				if err != nil {
 					return err
@@ -165,7 +166,7 @@ func testPausedInTransaction(t *testing.T, w *world) {
 
 // sell runs a section with a slow step between its read and its write.
 func (n *node) sell(ctx context.Context, key domain.Key, step func(context.Context) error) error {
-	_, err := n.Do(ctx, []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
+	_, err := n.Do(ctx, domain.Section{Keys: []domain.Key{key}, Alone: true, Run: func(ctx context.Context, tx domain.Tx) error {
 		item, err := tx.Item(ctx, key.Name())
 		if err != nil {
 			return err
@@ -176,7 +177,7 @@ func (n *node) sell(ctx context.Context, key domain.Key, step func(context.Conte
 		item.OnHand++
 		tx.PutItem(item, domain.Entry{Kind: domain.EntryRestock})
 		return nil
-	})
+	}})
 	return err
 }
 
@@ -243,7 +244,7 @@ func testWakeBetweenReadAndWrite(t *testing.T, w *world) {
 
 		read, write := make(chan struct{}), make(chan struct{})
 		nextDone, nextErr := async(func() error {
-			_, err := next.Do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
+			_, err := next.do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
 				item, err := tx.Item(ctx, key.Name())
 				if err != nil {
 					return err
