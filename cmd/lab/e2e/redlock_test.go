@@ -16,16 +16,12 @@ import (
 // redlockClients are clients of the five masters, redis-1 first.
 func redlockClients(t *testing.T) (clients []*redis.Client) {
 	t.Helper()
-	for _, variable := range lab.Env() {
-		if urls, ok := strings.CutPrefix(variable, "FENCEPOST_REDLOCK_URLS="); ok {
-			for url := range strings.SplitSeq(urls, ",") {
-				o, err := redis.ParseURL(url)
-				require.NoError(t, err)
-				c := redis.NewClient(o)
-				t.Cleanup(func() { _ = c.Close() })
-				clients = append(clients, c)
-			}
-		}
+	for url := range strings.SplitSeq(variable(t, "FENCEPOST_REDLOCK_URLS"), ",") {
+		o, err := redis.ParseURL(url)
+		require.NoError(t, err)
+		c := redis.NewClient(o)
+		t.Cleanup(func() { _ = c.Close() })
+		clients = append(clients, c)
 	}
 	require.Len(t, clients, 5)
 	return clients
