@@ -17,8 +17,9 @@ const (
 	// The pause after all servers were tried in vain. The library's own is a second, also after the first loss of a
 	// connection to a single server, and a session may be no longer than that.
 	roundPause = 100 * time.Millisecond
-	// How long an ensemble may take to elect a leader. It is no reason to turn callers away, who have a limit of their own.
-	electionTime = 5 * time.Second
+	// How long an ensemble may take to elect a leader: a second, or some when its data are large or its machines are busy.
+	// It is no reason to turn callers away, who have a limit of their own.
+	electionTime = 10 * time.Second
 )
 
 // hosts tells the library which server to try next. Names are looked up at each dial and not once for all: servers move.

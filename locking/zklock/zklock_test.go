@@ -452,7 +452,7 @@ func TestElection(t *testing.T) {
 	require.ErrorIs(t, err, domain.ErrUnavailable)
 	require.NotErrorIs(t, err, context.DeadlineExceeded)
 
-	_, err = openLocker(t, strings.Join([]string{p.address(), gone, gone}, ","), longTerm).Acquire(within(t, 4*time.Second), key, newID())
+	_, err = openLocker(t, strings.Join([]string{p.address(), gone, gone}, ","), longTerm).Acquire(within(t, patience/2), key, newID())
 	require.ErrorIs(t, err, domain.ErrUnavailable)
 	require.NotErrorIs(t, err, context.DeadlineExceeded)
 }

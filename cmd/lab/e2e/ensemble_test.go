@@ -64,7 +64,10 @@ func TestEnsembleConforms(t *testing.T) {
 	over, kills := make(chan struct{}), make(chan int)
 	go func() { kills <- killLeaders(t, e, over) }()
 	t.Run("suite", func(t *testing.T) {
-		lockingtest.Run(t, row, strategies.Config{ZooKeeperServers: strings.Split(e.Addresses(), ",")}, 8)
+		lockingtest.Run(t, row, strategies.Config{
+			ZooKeeperServers: strings.Split(e.Addresses(), ","),
+			RedisURL:         os.Getenv("FENCEPOST_REDIS_URL"), // some switch to another strategy
+		}, lockingtest.Instance{PoolSize: 8, MaxBatch: 1}) // each section with a lock of its own
 	})
 	close(over)
 	n := <-kills
@@ -89,7 +92,7 @@ func killLeaders(t *testing.T, e *servers.Ensemble, over <-chan struct{}) (kills
 		select {
 		case <-over:
 			return kills
-		case <-time.After(3 * time.Second): // no more often, or the suite gets nowhere
+		case <-time.After(5 * time.Second): // no more often, or the suite gets nowhere
 		}
 	}
 }
@@ -223,8 +226,9 @@ func TestMajorityIsKilled(t *testing.T) {
 	back := time.Now()
 	crowd = startBuyers(t, urls(running), item)
 	crowd.until(t, "reservations are made again", func(b *buyers) bool { return len(b.acknowledged) >= 50 })
-	t.Logf("50 reservations took %s from when they were back; %v", time.Since(back), crowd.codes)
+	took := time.Since(back)
 	acknowledged = append(acknowledged, crowd.stop()...)
+	t.Logf("50 reservations took %s from when they were back; %v", took, crowd.codes)
 	require.ElementsMatch(t, reservations(t, item), acknowledged)
 	requireLedgerAgrees(t, "item/"+item)
 	requireNobodyInLine(t, e, item)
