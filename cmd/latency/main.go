@@ -196,9 +196,9 @@ func openRowLock(ctx context.Context, s servers, log *slog.Logger) (lock func(co
 	if err != nil {
 		return nil, nil, err
 	}
-	authority, err := store.ClaimAuthority(ctx, domain.ScopeInventory, "postgres", "postgres")
+	authority, err := store.ClaimAuthority(ctx, domain.ScopeInventory, "postgres", "postgres", domain.ByConfiguration)
 	if err == nil {
-		_, err = store.CreateItem(ctx, domain.Item{SKU: item, Name: item}, domain.LockSpec{Fencing: domain.FencingEnforced})
+		_, err = store.CreateItem(ctx, domain.Item{SKU: item, Name: item}, domain.LockSpec{Fencing: domain.FencingEnforced}, nil)
 	}
 	if err != nil && !errors.Is(err, domain.ErrAlreadyExists) {
 		store.Close()
