@@ -152,6 +152,12 @@ func TestUnfitRedisIsRefused(t *testing.T) {
 			[]any{"CONFIG", "SET", "maxmemory-policy", "noeviction"},
 			last.Options().Addr + ": it may evict locks: set its maxmemory-policy to noeviction",
 		},
+		"a single Redis that is a replica": {
+			"redis",
+			[]any{"REPLICAOF", host, port},
+			[]any{"REPLICAOF", "NO", "ONE"},
+			"it is a replica: name its master, or the Sentinels that know which one that is",
+		},
 		"a single Redis that evicts": {
 			"redis",
 			[]any{"CONFIG", "SET", "maxmemory-policy", "allkeys-lru"},
