@@ -24,11 +24,18 @@ func (g *Guard) Claim(ctx context.Context, strategies map[domain.Scope]string) e
 		}
 	}
 	for scope, strategy := range strategies {
+		before, err := g.db.AuthorityOf(ctx, scope)
+		if err != nil && !errors.Is(err, domain.ErrNotFound) {
+			return fmt.Errorf("taking charge of %s with %s: %w", scope, strategy, err)
+		}
 		a, err := g.db.ClaimAuthority(ctx, scope, strategy, fingerprints[scope])
 		if err != nil {
 			return fmt.Errorf("taking charge of %s with %s: %w", scope, strategy, err)
 		}
 		g.reigns.claim(a)
+		if a.Epoch != before.Epoch {
+			g.observe(domain.Event{Kind: domain.EventTakenOver, Authority: &a})
+		}
 		g.log.Info("lock authority", "scope", a.Scope, "strategy", a.Strategy, "epoch", a.Epoch, "since", a.Since)
 	}
 	return nil

@@ -33,6 +33,9 @@ type Database interface {
 type Options struct {
 	LockWait time.Duration // the longest wait for a lock
 	Log      *slog.Logger
+	// Observe, if set, is told what happens to locks and at the fence. It is called while locks are held, from several
+	// goroutines at once, so it must not wait for anything.
+	Observe func(domain.Event)
 }
 
 // Guard implements domain.Guard over any mix of strategies.
@@ -41,6 +44,7 @@ type Guard struct {
 	backends Backends
 	lockWait time.Duration
 	log      *slog.Logger
+	observer func(domain.Event) // nil: nobody watches
 	reigns   reigns
 }
 
@@ -48,7 +52,7 @@ var _ domain.Guard = (*Guard)(nil)
 
 // NewGuard makes a guard. Claim tells it which strategy this instance uses for a scope.
 func NewGuard(db Database, backends Backends, o Options) *Guard {
-	return &Guard{db: db, backends: backends, lockWait: o.LockWait, log: o.Log}
+	return &Guard{db: db, backends: backends, lockWait: o.LockWait, log: o.Log, observer: o.Observe}
 }
 
 const (
@@ -89,6 +93,8 @@ func (g *Guard) once(ctx, wait context.Context, keys []domain.Key, fn func(conte
 	section, lose := context.WithCancelCause(ctx)
 	defer lose(nil) // stops the renewals
 
+	grants := make([]domain.Grant, 0, len(keys))
+	defer func() { g.ended(began, grants, receipt, err) }() // when the locks are given back
 	held := make([]*Lease, 0, len(keys))
 	defer func() {
 		// In reverse, and before Do returns: the next in line goes on at once. Also when fn panics.
@@ -100,7 +106,6 @@ func (g *Guard) once(ctx, wait context.Context, keys []domain.Key, fn func(conte
 	wait, cancel := context.WithCancelCause(wait)
 	defer cancel(nil)
 	defer context.AfterFunc(section, func() { cancel(context.Cause(section)) })() // a lease that is lost ends the wait for the next
-	grants := make([]domain.Grant, 0, len(keys))
 	leases := make(map[domain.Key]*Lease, len(keys))
 	for _, key := range keys {
 		// The epoch is read before the acquire is sent. Read after it, a holder whose lock was already taken over by the
@@ -116,13 +121,14 @@ func (g *Guard) once(ctx, wait context.Context, keys []domain.Key, fn func(conte
 		if bound.backend.Locker != nil {
 			lease, err := bound.backend.Locker.Acquire(wait, key, grant.ID)
 			if err != nil {
+				grants = append(grants, grant)
 				return receipt, false, fmt.Errorf("acquiring %s: %w", key, waitError(wait, err))
 			}
 			held = append(held, lease)
 			leases[key] = lease
 			grant.Token = lease.Token
 			if lease.Extend != nil {
-				go lease.keep(section, lose)
+				go lease.keep(section, g.losing(grant, lose))
 			}
 		}
 		grants = append(grants, grant)
@@ -172,6 +178,7 @@ func (g *Guard) refused(ctx context.Context, e *domain.RefusedError, lease *Leas
 	if err := g.db.RecordRefusal(ctx, e.Refusal); err != nil {
 		g.log.Error("a refusal could not be recorded", "refusal", e.Error(), "error", err)
 	}
+	g.observe(domain.Event{Kind: domain.EventRefused, Refusal: &e.Refusal})
 	g.log.Warn("the fence refused a write", "resource", grant.Key, "reason", e.Refusal.Reason, "strategy", grant.Strategy,
 		"epoch", grant.Epoch, "token", grant.Token, "current_epoch", e.Refusal.CurrentEpoch, "current_token", e.Refusal.CurrentToken)
 

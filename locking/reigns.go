@@ -15,6 +15,7 @@ type reigns struct {
 	ours    map[domain.Scope]domain.Authority // the reigns over shared scopes that this instance began or joined
 	scopes  map[domain.Key]domain.Scope       // never changes for a key
 	current map[domain.Scope]domain.Authority
+	others  map[domain.Scope]int64 // the newest epoch of each scope that was found to be another's
 }
 
 // How many keys are remembered. Beyond that the memory starts anew; it costs one query a key.
@@ -59,7 +60,7 @@ func (r *reigns) accept(ctx context.Context, g *Guard, a domain.Authority) (doma
 	ours, shared := r.ours[a.Scope]
 	r.mu.Unlock()
 	if shared && ours.Strategy != a.Strategy {
-		return a, superseded(a, ours.Strategy)
+		return a, g.superseded(a, ours.Strategy)
 	}
 	backend, err := g.backends.find(a.Strategy)
 	if err != nil {
@@ -74,22 +75,18 @@ func (r *reigns) accept(ctx context.Context, g *Guard, a domain.Authority) (doma
 		return a, err
 	case fingerprint == a.Fingerprint:
 	case shared && ours.Fingerprint != a.Fingerprint:
-		return a, superseded(a, ours.Strategy)
+		return a, g.superseded(a, ours.Strategy)
 	default:
 		if a, err = g.db.ClaimAuthority(ctx, a.Scope, a.Strategy, fingerprint); err != nil {
 			return a, err
 		}
+		g.observe(domain.Event{Kind: domain.EventRaised, Authority: &a})
 		g.log.Warn("a lock authority has lost its memory; its epoch was raised", "scope", a.Scope, "strategy", a.Strategy, "epoch", a.Epoch)
 	}
 	if shared {
 		r.claim(a)
 	}
 	return a, nil
-}
-
-func superseded(a domain.Authority, ours string) error {
-	return fmt.Errorf("%w: %s is run by %s since %s, this instance uses %s",
-		domain.ErrSuperseded, a.Scope, a.Strategy, a.Since.UTC().Format("2006-01-02 15:04:05"), ours)
 }
 
 func (r *reigns) remember(key domain.Key, a domain.Authority) {
@@ -132,6 +129,7 @@ func (r *reigns) raise(ctx context.Context, g *Guard, key domain.Key, from int64
 		g.log.Error("an authority's counter has gone back, and its epoch could not be raised", "scope", scope, "error", err)
 		return false
 	}
+	g.observe(domain.Event{Kind: domain.EventRaised, Authority: &a})
 	g.log.Warn("an authority's counter has gone back; its epoch was raised", "scope", scope, "strategy", a.Strategy, "epoch", a.Epoch)
 	r.forget(scope, from)
 	return true
@@ -145,4 +143,16 @@ func (r *reigns) claim(a domain.Authority) {
 		r.ours = map[domain.Scope]domain.Authority{}
 	}
 	r.ours[a.Scope] = a
+}
+
+// met tells whether this reign of another's is met for the first time.
+func (r *reigns) met(a domain.Authority) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.others == nil {
+		r.others = map[domain.Scope]int64{}
+	}
+	first := r.others[a.Scope] < a.Epoch
+	r.others[a.Scope] = max(r.others[a.Scope], a.Epoch)
+	return first
 }

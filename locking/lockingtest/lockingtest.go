@@ -109,6 +109,31 @@ type node struct {
 	*locking.Guard
 	store   *postgres.Store
 	backend *locking.Backend
+	watch   watch
+}
+
+// watch keeps the events of a node.
+type watch struct {
+	mu     sync.Mutex
+	events []domain.Event
+}
+
+func (w *watch) observe(e domain.Event) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.events = append(w.events, e)
+}
+
+// of returns the events of a kind, in their order.
+func (w *watch) of(kind domain.EventKind) (events []domain.Event) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, e := range w.events {
+		if e.Kind == kind {
+			events = append(events, e)
+		}
+	}
+	return events
 }
 
 // node starts an instance. change may alter its backend before the guard is made, or replace the guard's database.
@@ -128,7 +153,7 @@ func (w *world) node(change ...func(*locking.Backend, *locking.Database)) *node 
 	for _, f := range change {
 		f(n.backend, &database)
 	}
-	n.Guard = locking.NewGuard(database, backends, locking.Options{LockWait: deadline, Log: w.config.Log})
+	n.Guard = locking.NewGuard(database, backends, locking.Options{LockWait: deadline, Log: w.config.Log, Observe: n.watch.observe})
 	require.NoError(w.t, n.Claim(w.t.Context(), map[domain.Scope]string{
 		domain.ScopeInventory: w.row.Name, domain.ScopeCoupons: w.row.Name,
 	}))
