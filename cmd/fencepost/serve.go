@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"fencepost/handlers"
 	"fencepost/locking"
 	"fencepost/locking/strategies"
+	"fencepost/observe"
 	"fencepost/web"
 )
 
@@ -66,10 +68,23 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, backends.Close()) }()
-	guard := locking.NewGuard(store, backends, locking.Options{LockWait: c.LockWait, Log: log})
+	events, metrics := observe.NewHub(keptEvents), observe.NewMetrics(handlers.Outcome)
+	metrics.WatchPool(poolState(store))
+	guard := locking.NewGuard(store, backends, locking.Options{LockWait: c.LockWait, Log: log, Observe: func(e domain.Event) {
+		metrics.Event(e)
+		events.Publish(e)
+	}})
 	claims := map[domain.Scope]string{domain.ScopeInventory: c.InventoryLock, domain.ScopeCoupons: c.CouponLock}
 	if err := guard.Claim(starting, claims); err != nil {
 		return err
+	}
+
+	if c.AuditInterval > 0 {
+		watching, stop := context.WithCancel(ctx)
+		var watcher sync.WaitGroup
+		watcher.Go(func() { watchDatabase(watching, store, metrics, c.AuditInterval, log) })
+		defer watcher.Wait()
+		defer stop()
 	}
 
 	var draining atomic.Bool
@@ -92,13 +107,19 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 			return ready(ctx, store, guard, log)
 		},
 		Authenticate:   c.authenticate(store, log),
+		Events:         events,
+		Metrics:        metrics,
 		Instances:      c.Instances,
 		Page:           web.Files(c.called()),
 		RequestTimeout: requestTimeout,
 		Log:            log,
 		Version:        version(),
 	})
-	return c.serve(ctx, listener, handler, &draining, log)
+	drain := func() {
+		draining.Store(true)
+		events.Close() // a stream has no end of its own to wait for; its reader finds another instance
+	}
+	return c.serve(ctx, listener, handler, drain, log)
 }
 
 // review is the simulated slow step, nil if there is none.
@@ -126,7 +147,7 @@ func (l redisLog) Printf(ctx context.Context, format string, args ...any) {
 
 // serve answers requests until ctx ends. Then it says on /readyz that it is going, waits so long that who sends requests
 // here can notice, stops listening, and lets what has begun come to its end.
-func (c *Config) serve(ctx context.Context, listener net.Listener, handler http.Handler, draining *atomic.Bool, log *slog.Logger) error {
+func (c *Config) serve(ctx context.Context, listener net.Listener, handler http.Handler, drain func(), log *slog.Logger) error {
 	log.Info("listening", "address", "http://"+listener.Addr().String(), "inventory_lock", c.InventoryLock, "coupon_lock", c.CouponLock)
 	server := &http.Server{
 		Handler:           handler,
@@ -145,7 +166,7 @@ func (c *Config) serve(ctx context.Context, listener net.Listener, handler http.
 	case <-ctx.Done():
 	}
 
-	draining.Store(true)
+	drain()
 	log.Info("shutting down; a second signal ends the process at once", "timeout", c.ShutdownTimeout)
 	time.Sleep(c.DrainDelay)
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.ShutdownTimeout)
