@@ -90,7 +90,8 @@ func (s *Service) Redeem(ctx context.Context, caller Caller, in NewRedemption) (
 		State:         Redeemed,
 		CreatedBy:     caller.ID,
 	}
-	receipt, err := s.Guard.Do(ctx, []Key{CouponKey(in.Code)}, func(ctx context.Context, tx Tx) error {
+	section := Section{Keys: []Key{CouponKey(in.Code)}, Reads: Reads{Uses: []Use{{in.Code, in.CustomerID}}}}
+	section.Run = func(ctx context.Context, tx Tx) error {
 		coupon, err := tx.Coupon(ctx, in.Code)
 		if err != nil {
 			return err
@@ -108,7 +109,8 @@ func (s *Service) Redeem(ctx context.Context, caller Caller, in NewRedemption) (
 		tx.PutCoupon(coupon, Entry{Kind: EntryRedeem, Reference: r.ID})
 		tx.PutRedemption(r)
 		return nil
-	})
+	}
+	receipt, err := s.Guard.Do(ctx, section)
 	if errors.Is(err, ErrNotFound) {
 		err = fmt.Errorf("coupon %q: %w", in.Code, ErrCouponExpired)
 	}
@@ -124,7 +126,8 @@ func (s *Service) Rollback(ctx context.Context, caller Caller, id string) (r Red
 	if !caller.sees(before.CreatedBy) {
 		return Redemption{}, Receipt{}, fmt.Errorf("redemption %s: %w", id, ErrNotFound)
 	}
-	receipt, err = s.Guard.Do(ctx, []Key{CouponKey(before.Code)}, func(ctx context.Context, tx Tx) error {
+	section := Section{Keys: []Key{CouponKey(before.Code)}, Reads: Reads{Redemptions: []string{id}}}
+	section.Run = func(ctx context.Context, tx Tx) error {
 		var err error
 		if r, err = tx.Redemption(ctx, id); err != nil {
 			return err
@@ -143,7 +146,8 @@ func (s *Service) Rollback(ctx context.Context, caller Caller, id string) (r Red
 		tx.PutCoupon(coupon, Entry{Kind: EntryRollback, Reference: r.ID})
 		tx.PutRedemption(r)
 		return nil
-	})
+	}
+	receipt, err = s.Guard.Do(ctx, section)
 	return r, receipt, err
 }
 

@@ -21,6 +21,8 @@ var (
 
 	// ErrLockTimeout: the lock did not come free within the allowed wait. Nothing was written.
 	ErrLockTimeout = errors.New("the lock did not come free in time")
+	// ErrQueueFull: so many sections wait for the same lock already that this one would wait in vain. Nothing was written.
+	ErrQueueFull = errors.New("too many wait for the same lock")
 	// ErrLockLost: the holder can no longer be sure of its lock and gave up before COMMIT. Nothing was written.
 	ErrLockLost = errors.New("the lock was lost")
 	// ErrStaleToken: PostgreSQL refused the grant, because a newer one was seen. Nothing was written.

@@ -7,8 +7,10 @@ type EventKind string
 
 // The kinds of event. The name of each is the one that clients see.
 const (
-	// EventSection: a try of a section is over, and its locks are given back. Grants, Err, LockWait, Hold.
+	// EventSection: a section is over for its caller, who may have shared the locks. Grants, Err, LockWait.
 	EventSection EventKind = "section"
+	// EventReleased: locks were given back, after one section or a batch of them. Grants, Hold.
+	EventReleased EventKind = "released"
 	// EventRefused: the fence has turned a transaction away. Refusal.
 	EventRefused EventKind = "refused"
 	// EventLost: a holder cannot be sure of its lock any more. Grants, Err.
@@ -26,10 +28,10 @@ const (
 type Event struct {
 	Kind      EventKind
 	At        time.Time
-	Grants    []Grant // in the order in which they were acquired; the last one of a try that failed was perhaps only asked for
-	Err       error   // why the section did not commit, how the loss was noticed; its text is for the log
-	LockWait  time.Duration
-	Hold      time.Duration // from the last lock that was acquired until all were given back
+	Grants    []Grant       // in the order of their keys; those of a section that got no lock are what it would have had, less the token
+	Err       error         // why the section did not commit, how the loss was noticed; its text is for the log
+	LockWait  time.Duration // until the last lock was held or the wait was given up, the time in the queue included
+	Hold      time.Duration // from the last lock that was acquired until all were given back; of row locks, the time in transactions
 	Refusal   *Refusal
 	Authority *Authority
 }

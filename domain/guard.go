@@ -60,19 +60,45 @@ type Refusal struct {
 // depends on it.
 type Receipt struct {
 	Grants   []Grant
-	LockWait time.Duration // until the last lock was held
+	Batch    int           // sections that shared the transaction, this one included; 0 if there was none
+	LockWait time.Duration // until the last lock was held, the time in the queue included
 	Database time.Duration // from BEGIN to the answer of COMMIT, less the wait for row locks
 }
 
+// Section is a critical section: what is done while its keys are held.
+type Section struct {
+	Keys []Key // what Run reads and puts belongs to these; may be unsorted and may repeat
+	// Reads is what Run is going to read besides the items and coupons of Keys. It is fetched together with them; what is
+	// not named here costs a round trip of its own when it is read.
+	Reads Reads
+	// Alone keeps the section's lock and transaction to itself. A section that calls Tx.Slow must set it: others would have
+	// to wait for a step that is not theirs.
+	Alone bool
+	// Run decides. It may run more than once, so it must assign its results, not collect them, and change nothing but tx.
+	// ctx ends when ownership is lost; context.Cause says why. An error undoes what this section has put, and nothing else.
+	Run func(ctx context.Context, tx Tx) error
+}
+
+// Reads names rows by their ids.
+type Reads struct {
+	Reservations []string
+	Redemptions  []string
+	Uses         []Use
+}
+
+// Use asks how often a customer has used a coupon.
+type Use struct{ Code, Customer string }
+
 // Guard runs critical sections. It hides from the use cases which strategy excludes whom.
 type Guard interface {
-	// Do runs fn in one transaction while every key is held, after that transaction has presented its grants. Keys may be
-	// unsorted and may repeat. fn may run more than once, so it must assign its results, not collect them, and change
-	// nothing but tx. The context given to fn ends when ownership is lost; context.Cause says why.
+	// Do runs the section in a transaction while every key is held, after that transaction has presented its grants. The
+	// transaction may be shared with other sections that wait for the same key; none of them notices another but by its
+	// effect, as if each had the lock in turn.
 	//
-	// A nil error means that the transaction committed. Every other error means that it did not, except
-	// ErrOutcomeUnknown. Do gives up waiting when ctx ends or the configured wait is over (ErrLockTimeout).
-	Do(ctx context.Context, keys []Key, fn func(ctx context.Context, tx Tx) error) (Receipt, error)
+	// A nil error means that what the section has put is committed. Every other error means that it is not, except
+	// ErrOutcomeUnknown. Do gives up waiting when ctx ends or the configured wait is over (ErrLockTimeout); a section that
+	// has begun is seen to its end.
+	Do(ctx context.Context, section Section) (Receipt, error)
 
 	// Spec completes the lock of a resource that is about to be created: an unknown or unavailable strategy, or one that
 	// cannot do what fencing demands, is an *InvalidError.
@@ -80,7 +106,7 @@ type Guard interface {
 }
 
 // Tx is a transaction that has presented for its keys, seen as a unit of work: a resource is read once, then kept in
-// memory, and what was put is written in one go before the commit. An item or coupon has to be read before it is put;
+// memory, and what was put is written in one go with the commit. An item or coupon has to be read before it is put;
 // putting something that belongs to a key which the section does not hold is refused by the database.
 type Tx interface {
 	// Slow runs a step that takes its time (a payment, a fraud check) between what was read and what will be put. Under a

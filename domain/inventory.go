@@ -59,7 +59,7 @@ func (s *Service) Restock(ctx context.Context, sku string, quantity int64) (item
 	if quantity < 1 || quantity > MaxStock {
 		return Item{}, Receipt{}, Invalid("quantity", "must be between 1 and %d", MaxStock)
 	}
-	receipt, err = s.Guard.Do(ctx, []Key{ItemKey(sku)}, func(ctx context.Context, tx Tx) error {
+	receipt, err = s.Guard.Do(ctx, Section{Keys: []Key{ItemKey(sku)}, Run: func(ctx context.Context, tx Tx) error {
 		var err error
 		if item, err = tx.Item(ctx, sku); err != nil {
 			return err
@@ -69,7 +69,7 @@ func (s *Service) Restock(ctx context.Context, sku string, quantity int64) (item
 		}
 		tx.PutItem(item, Entry{Kind: EntryRestock})
 		return nil
-	})
+	}})
 	return item, receipt, err
 }
 
@@ -105,7 +105,7 @@ func (s *Service) Reserve(ctx context.Context, caller Caller, in NewReservation)
 		CustomerID: in.CustomerID,
 		CreatedBy:  caller.ID,
 	}
-	receipt, err := s.Guard.Do(ctx, r.Keys(), func(ctx context.Context, tx Tx) error {
+	receipt, err := s.Guard.Do(ctx, Section{Keys: r.Keys(), Alone: s.Review != nil, Run: func(ctx context.Context, tx Tx) error {
 		item, err := tx.Item(ctx, in.SKU)
 		if err != nil {
 			return err
@@ -123,7 +123,7 @@ func (s *Service) Reserve(ctx context.Context, caller Caller, in NewReservation)
 		tx.PutItem(item, Entry{Kind: EntryHold, Reference: r.ID})
 		tx.PutReservation(r)
 		return nil
-	})
+	}})
 	return r, receipt, err
 }
 
@@ -158,7 +158,8 @@ func (s *Service) settle(ctx context.Context, caller Caller, id string, why Entr
 	if err != nil {
 		return Reservation{}, Receipt{}, err
 	}
-	receipt, err = s.Guard.Do(ctx, before.Keys(), func(ctx context.Context, tx Tx) error {
+	section := Section{Keys: before.Keys(), Reads: Reads{Reservations: []string{id}}}
+	section.Run = func(ctx context.Context, tx Tx) error {
 		var err error
 		if r, err = tx.Reservation(ctx, id); err != nil {
 			return err
@@ -179,6 +180,7 @@ func (s *Service) settle(ctx context.Context, caller Caller, id string, why Entr
 		}
 		tx.PutReservation(r)
 		return nil
-	})
+	}
+	receipt, err = s.Guard.Do(ctx, section)
 	return r, receipt, err
 }

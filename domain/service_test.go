@@ -44,28 +44,28 @@ func find[T any](m map[string]T, id string) (T, error) {
 	return v, nil
 }
 
-func (m *memory) Do(ctx context.Context, keys []domain.Key, fn func(context.Context, domain.Tx) error) (domain.Receipt, error) {
+func (m *memory) Do(ctx context.Context, s domain.Section) (domain.Receipt, error) {
 	if before := m.before; before != nil {
 		m.before = nil
 		before()
 	}
-	for _, key := range keys {
+	for _, key := range s.Keys {
 		_, item := m.rows.items[key.Name()]
 		_, coupon := m.rows.coupons[key.Name()]
 		if key.Kind() == domain.KindItem && !item || key.Kind() == domain.KindCoupon && !coupon {
 			return domain.Receipt{}, fmt.Errorf("%s: %w", key, domain.ErrNotFound)
 		}
 	}
-	first := &section{t: m.t, rows: m.rows.clone(), keys: keys}
-	firstErr := fn(ctx, first)
-	second := &section{t: m.t, rows: m.rows.clone(), keys: keys}
-	err := fn(ctx, second)
+	first := &section{t: m.t, rows: m.rows.clone(), keys: s.Keys}
+	firstErr := s.Run(ctx, first)
+	second := &section{t: m.t, rows: m.rows.clone(), keys: s.Keys}
+	err := s.Run(ctx, second)
 	assert.Equal(m.t, firstErr == nil, err == nil, "a section that runs again ends the same way")
 	assert.Equal(m.t, first.rows, second.rows, "a section that runs again does the same")
 	if err == nil {
 		m.rows = second.rows
 	}
-	return domain.Receipt{Grants: []domain.Grant{{Key: keys[0]}}}, err
+	return domain.Receipt{Grants: []domain.Grant{{Key: s.Keys[0]}}}, err
 }
 
 func (m *memory) Spec(_ context.Context, _ domain.Kind, strategy string, fencing domain.Fencing) (domain.LockSpec, error) {

@@ -234,17 +234,23 @@ func eventData(e domain.Event) any {
 	for i, g := range e.Grants {
 		grants[i] = newGrantJSON(g)
 	}
-	if e.Kind != domain.EventSection {
+	switch e.Kind {
+	case domain.EventSection:
+		return struct {
+			At       time.Time   `json:"at"`
+			Grants   []grantJSON `json:"grants"`
+			Outcome  string      `json:"outcome"`
+			LockWait float64     `json:"lock_wait_ms"`
+		}{at, grants, Outcome(e.Err), milliseconds(e.LockWait)}
+	case domain.EventReleased:
 		return struct {
 			At     time.Time   `json:"at"`
 			Grants []grantJSON `json:"grants"`
-		}{at, grants}
+			Hold   float64     `json:"hold_ms"`
+		}{at, grants, milliseconds(e.Hold)}
 	}
 	return struct {
-		At       time.Time   `json:"at"`
-		Grants   []grantJSON `json:"grants"`
-		Outcome  string      `json:"outcome"`
-		LockWait float64     `json:"lock_wait_ms"`
-		Hold     float64     `json:"hold_ms"`
-	}{at, grants, Outcome(e.Err), milliseconds(e.LockWait), milliseconds(e.Hold)}
+		At     time.Time   `json:"at"`
+		Grants []grantJSON `json:"grants"`
+	}{at, grants}
 }

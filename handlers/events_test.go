@@ -160,12 +160,16 @@ func TestEventsOnTheWire(t *testing.T) {
 		data  string
 	}{
 		{
-			domain.Event{Kind: domain.EventSection, Grants: []domain.Grant{grant}, LockWait: 1500 * time.Microsecond, Hold: time.Second},
-			`{"at":"2026-03-01T12:00:00Z","grants":[{"resource":"item/lamp","strategy":"zookeeper","epoch":"2","token":"9007199254740993","grant_id":"00000000-0000-0000-0000-000000000001"}],"outcome":"committed","lock_wait_ms":1.5,"hold_ms":1000}`,
+			domain.Event{Kind: domain.EventSection, Grants: []domain.Grant{grant}, LockWait: 1500 * time.Microsecond},
+			`{"at":"2026-03-01T12:00:00Z","grants":[{"resource":"item/lamp","strategy":"zookeeper","epoch":"2","token":"9007199254740993","grant_id":"00000000-0000-0000-0000-000000000001"}],"outcome":"committed","lock_wait_ms":1.5}`,
 		},
 		{
 			domain.Event{Kind: domain.EventSection, Err: fmt.Errorf("10.0.0.7: %w", domain.ErrLockTimeout)},
-			`{"at":"2026-03-01T12:00:00Z","grants":[],"outcome":"lock_timeout","lock_wait_ms":0,"hold_ms":0}`,
+			`{"at":"2026-03-01T12:00:00Z","grants":[],"outcome":"lock_timeout","lock_wait_ms":0}`,
+		},
+		{
+			domain.Event{Kind: domain.EventReleased, Grants: []domain.Grant{{Key: "item/lamp", Strategy: "none", Epoch: 1}}, Hold: time.Second},
+			`{"at":"2026-03-01T12:00:00Z","grants":[{"resource":"item/lamp","strategy":"none","epoch":"1"}],"hold_ms":1000}`,
 		},
 		{
 			domain.Event{Kind: domain.EventRefused, Refusal: &domain.Refusal{Grant: grant, Reason: "stale_fencing_token", CurrentEpoch: 2, CurrentToken: 9007199254740994}},

@@ -48,7 +48,7 @@ func newMemory() *memory {
 	}
 }
 
-func (m *memory) Do(ctx context.Context, keys []domain.Key, fn func(context.Context, domain.Tx) error) (domain.Receipt, error) {
+func (m *memory) Do(ctx context.Context, section domain.Section) (domain.Receipt, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.sections++
@@ -56,13 +56,13 @@ func (m *memory) Do(ctx context.Context, keys []domain.Key, fn func(context.Cont
 		m.during(ctx)
 	}
 	receipt := domain.Receipt{
-		Grants:   []domain.Grant{{Key: keys[0], Strategy: "redis", Epoch: 3, Token: m.token}},
+		Grants:   []domain.Grant{{Key: section.Keys[0], Strategy: "redis", Epoch: 3, Token: m.token}},
 		LockWait: 1500 * time.Microsecond, Database: 250 * time.Microsecond,
 	}
 	if m.err != nil {
 		return receipt, m.err
 	}
-	return receipt, fn(ctx, unit{m})
+	return receipt, section.Run(ctx, unit{m})
 }
 
 func (m *memory) Spec(_ context.Context, _ domain.Kind, strategy string, fencing domain.Fencing) (domain.LockSpec, error) {

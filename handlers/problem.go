@@ -96,6 +96,10 @@ var problems = []struct {
 		"Others held the lock for the whole of the allowed wait. " + nothingWritten,
 	},
 	{
+		domain.ErrQueueFull, http.StatusServiceUnavailable, "queue_full", true, "Too many wait for the same resource",
+		"As many requests as this instance lets wait for one resource are waiting for this one. " + nothingWritten,
+	},
+	{
 		domain.ErrLockLost, http.StatusServiceUnavailable, "lock_lost", true, "The lock was lost",
 		"The lock was lost before the change was committed. " + nothingWritten,
 	},

@@ -42,6 +42,7 @@ func TestEveryErrorHasItsAnswer(t *testing.T) {
 		{fmt.Errorf("item: %w", domain.ErrCouponExpired), 410, "coupon_expired", false},
 		{fmt.Errorf("%w: %w", domain.ErrCountersCorrupted, secret), 409, "counters_corrupted", false},
 		{fmt.Errorf("%w: %w", domain.ErrLockTimeout, secret), 503, "lock_timeout", true},
+		{fmt.Errorf("%w: %w", domain.ErrQueueFull, secret), 503, "queue_full", true},
 		{fmt.Errorf("%w: %w", domain.ErrLockLost, secret), 503, "lock_lost", true},
 		{&domain.RefusedError{Refusal: refusal, Err: domain.ErrStaleToken}, 409, "stale_fencing_token", true},
 		{&domain.RefusedError{Refusal: refusal, Err: domain.ErrSuperseded}, 503, "strategy_superseded", true},

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"fencepost/domain"
 )
@@ -20,6 +21,9 @@ type Backend struct {
 	Server   string // address without credentials; empty if it needs none of its own
 	Locker   Locker
 	RowLocks bool
+	// Turn is how long a holder may keep the lock for one batch of sections after another while others may be waiting
+	// elsewhere: some twenty times what it costs to hand it over. Zero: it is given back after each batch.
+	Turn time.Duration
 	// Identify asks the servers who they are. The answer is the same from every instance, and another one when the servers,
 	// or the counters they keep, are not the same any more. Nil if the strategy needs no server of its own.
 	Identify func(ctx context.Context) (string, error)
@@ -29,6 +33,8 @@ type Backend struct {
 
 	identity atomic.Pointer[string]
 }
+
+func (b *Backend) excludes() bool { return b.Locker != nil || b.RowLocks }
 
 // fingerprint is the identity of the servers, asked for once and kept. fresh asks again.
 func (b *Backend) fingerprint(ctx context.Context, fresh bool) (string, error) {

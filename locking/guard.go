@@ -16,10 +16,12 @@ import (
 // Database is what a guard needs of PostgreSQL: transactions that present, and the table of authorities. The store
 // implements it; the two packages know each other only by this.
 type Database interface {
-	// Transact runs fn in a transaction that has presented the grants in their order before anything else. Grants with
-	// RowLock take their lock and their token there. fn may run more than once. It uses one connection.
-	Transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration,
-		fn func(context.Context, domain.Tx) error) (domain.Receipt, error)
+	// Transact runs sections one after the other in a transaction that has presented the grants in their order before
+	// anything else. Grants with RowLock take their lock and their token there. collect is called once, and not before the
+	// locks are held and there is a connection. A section whose outcome is an error has changed nothing; err is everybody's.
+	// Sections may run more than once. It uses one connection.
+	Transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration, collect func() []domain.Section) (
+		receipt domain.Receipt, outcomes []error, err error)
 	// Authority is the one in charge of a resource, AuthorityOf of a scope; domain.ErrNotFound if there is none.
 	Authority(ctx context.Context, key domain.Key) (domain.Authority, error)
 	AuthorityOf(ctx context.Context, scope domain.Scope) (domain.Authority, error)
@@ -32,6 +34,8 @@ type Database interface {
 // Options of a guard.
 type Options struct {
 	LockWait time.Duration // the longest wait for a lock
+	MaxBatch int           // sections for one key that share a lock and a transaction; 1: none does
+	MaxQueue int           // sections that may wait in this process for one key
 	Log      *slog.Logger
 	// Observe, if set, is told what happens to locks and at the fence. It is called while locks are held, from several
 	// goroutines at once, so it must not wait for anything.
@@ -43,16 +47,20 @@ type Guard struct {
 	db       Database
 	backends Backends
 	lockWait time.Duration
+	maxBatch int
 	log      *slog.Logger
-	observer func(domain.Event) // nil: nobody watches
+	watcher  watcher
 	reigns   reigns
+	queues   queues
 }
 
 var _ domain.Guard = (*Guard)(nil)
 
 // NewGuard makes a guard. Claim tells it which strategy this instance uses for a scope.
 func NewGuard(db Database, backends Backends, o Options) *Guard {
-	return &Guard{db: db, backends: backends, lockWait: o.LockWait, log: o.Log, observer: o.Observe}
+	g := &Guard{db: db, backends: backends, lockWait: o.LockWait, maxBatch: max(o.MaxBatch, 1), log: o.Log, watcher: watcher{tell: o.Observe}}
+	g.queues = queues{guard: g, limit: max(o.MaxQueue, 1), of: map[domain.Key]*queue{}}
+	return g
 }
 
 const (
@@ -62,23 +70,36 @@ const (
 	// What is left of the wait for PostgreSQL at the least: a section that has just got its lock must not fail because the
 	// lock took all the time there was.
 	minDatabaseWait = 250 * time.Millisecond
+	// A section is tried once, again after an epoch was raised by somebody else, and again after a counter had gone back;
+	// one with several keys, once more for each of them.
+	maxTries = 3
 )
 
-// Do implements domain.Guard.
-func (g *Guard) Do(ctx context.Context, keys []domain.Key, fn func(context.Context, domain.Tx) error) (receipt domain.Receipt, err error) {
-	keys = slices.Clone(keys)
+// Do implements domain.Guard. Sections for one key go through its queue; those with several keys, and those that must not
+// share, take their locks themselves.
+func (g *Guard) Do(ctx context.Context, section domain.Section) (receipt domain.Receipt, err error) {
+	keys := slices.Clone(section.Keys)
 	slices.Sort(keys) // everybody takes several keys in byte order, so nobody waits in a circle
 	keys = slices.Compact(keys)
 	if len(keys) == 0 {
 		return receipt, errors.New("locking: a section needs at least one key")
 	}
-	// A section is tried once, again after an epoch was raised by somebody else, and again for each key whose counter had
-	// gone back. All tries share one wait.
+	began := time.Now()
+	defer func() { g.ended(keys, began, receipt, err) }()
 	wait, cancel := context.WithTimeoutCause(ctx, g.lockWait, domain.ErrLockTimeout)
-	defer cancel()
-	for range 2 + len(keys) {
+	defer cancel() // all tries share one wait
+	if g.maxBatch > 1 && len(keys) == 1 && !section.Alone {
+		bound, err := g.reigns.bind(wait, g, keys[0])
+		if err != nil {
+			return receipt, waitError(wait, err)
+		}
+		if bound.backend.excludes() {
+			return g.queues.do(wait, keys[0], section)
+		}
+	}
+	for range maxTries - 1 + len(keys) {
 		var retry bool
-		receipt, retry, err = g.once(ctx, wait, keys, fn)
+		receipt, retry, err = g.once(ctx, wait, keys, section)
 		if !retry {
 			break
 		}
@@ -86,33 +107,61 @@ func (g *Guard) Do(ctx context.Context, keys []domain.Key, fn func(context.Conte
 	return receipt, err
 }
 
+// Wait returns when every lock has been given back. No section may be begun any more.
+func (g *Guard) Wait() { g.queues.serving.Wait() }
+
 // once runs the section one time. wait is the part of ctx in which the locks have to come free. retry means that nothing was
 // written, and that the reason is gone.
-func (g *Guard) once(ctx, wait context.Context, keys []domain.Key, fn func(context.Context, domain.Tx) error) (receipt domain.Receipt, retry bool, err error) {
+func (g *Guard) once(ctx, wait context.Context, keys []domain.Key, section domain.Section) (receipt domain.Receipt, retry bool, err error) {
 	began := time.Now()
-	section, lose := context.WithCancelCause(ctx)
-	defer lose(nil) // stops the renewals
+	h, err := g.hold(ctx, wait, keys)
+	if err != nil {
+		return receipt, false, err
+	}
+	defer h.end() // before Do returns, and also when the section panics: the next in line goes on at once
+	waited := time.Since(began)
+	deadline, _ := wait.Deadline()
+	collect := func() []domain.Section { return []domain.Section{section} }
+	receipt, outcomes, retry, err := h.transact(max(time.Until(deadline), minDatabaseWait), collect)
+	receipt.LockWait += waited
+	if err == nil {
+		err = outcomes[0]
+	}
+	return receipt, retry, err
+}
 
-	grants := make([]domain.Grant, 0, len(keys))
-	defer func() { g.ended(began, grants, receipt, err) }() // when the locks are given back
-	held := make([]*Lease, 0, len(keys))
+// hold is locks that are held, with the grants that say so.
+type hold struct {
+	guard    *Guard
+	section  context.Context // ends when a lock is lost
+	lose     context.CancelCauseFunc
+	grants   []domain.Grant
+	leases   map[domain.Key]*Lease
+	taken    []*Lease      // in the order in which they were acquired
+	turn     time.Duration // how long it may be kept for one batch after another
+	excludes bool
+	since    time.Time     // when the last lease was acquired
+	working  time.Duration // in transactions, which is how long row locks were held
+}
+
+// hold acquires the keys, which are sorted. wait is the part of ctx in which they have to come free.
+func (g *Guard) hold(ctx, wait context.Context, keys []domain.Key) (h *hold, err error) {
+	h = &hold{guard: g, grants: make([]domain.Grant, 0, len(keys)), leases: make(map[domain.Key]*Lease, len(keys)), excludes: true}
+	h.section, h.lose = context.WithCancelCause(ctx)
 	defer func() {
-		// In reverse, and before Do returns: the next in line goes on at once. Also when fn panics.
-		for _, lease := range slices.Backward(held) {
-			g.release(ctx, lease)
+		if err != nil {
+			h.end()
 		}
 	}()
-
 	wait, cancel := context.WithCancelCause(wait)
 	defer cancel(nil)
-	defer context.AfterFunc(section, func() { cancel(context.Cause(section)) })() // a lease that is lost ends the wait for the next
-	leases := make(map[domain.Key]*Lease, len(keys))
+	defer context.AfterFunc(h.section, func() { cancel(context.Cause(h.section)) })() // a lease that is lost ends the wait for the next
 	for _, key := range keys {
 		// The epoch is read before the acquire is sent. Read after it, a holder whose lock was already taken over by the
 		// next reign could carry that reign's epoch.
 		bound, err := g.reigns.bind(wait, g, key)
 		if err != nil {
-			return receipt, false, waitError(wait, err)
+			return h, waitError(wait, err)
 		}
 		grant := domain.Grant{
 			Key: key, Strategy: bound.backend.Name, Epoch: bound.authority.Epoch,
@@ -121,31 +170,49 @@ func (g *Guard) once(ctx, wait context.Context, keys []domain.Key, fn func(conte
 		if bound.backend.Locker != nil {
 			lease, err := bound.backend.Locker.Acquire(wait, key, grant.ID)
 			if err != nil {
-				grants = append(grants, grant)
-				return receipt, false, fmt.Errorf("acquiring %s: %w", key, waitError(wait, err))
+				return h, fmt.Errorf("acquiring %s: %w", key, waitError(wait, err))
 			}
-			held = append(held, lease)
-			leases[key] = lease
+			h.taken = append(h.taken, lease)
+			h.leases[key] = lease
 			grant.Token = lease.Token
 			if lease.Extend != nil {
-				go lease.keep(section, g.losing(grant, lose))
+				go lease.keep(h.section, h.losing(grant))
 			}
 		}
-		grants = append(grants, grant)
+		h.grants = append(h.grants, grant)
+		h.turn = bound.backend.Turn
+		h.excludes = h.excludes && bound.backend.excludes()
 	}
-	waited := time.Since(began)
+	h.since = time.Now()
+	return h, nil
+}
 
-	deadline, _ := wait.Deadline()
-	receipt, err = g.db.Transact(section, grants, max(time.Until(deadline), minDatabaseWait), fn)
-	receipt.LockWait += waited
+// transact runs sections under the hold. retry means that nothing was written, and that the reason is gone: under another
+// hold it can succeed.
+func (h *hold) transact(lockWait time.Duration, collect func() []domain.Section) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
+	receipt, outcomes, err = h.guard.db.Transact(h.section, h.grants, lockWait, collect)
 	if receipt.Grants == nil {
-		receipt.Grants = grants
+		receipt.Grants = h.grants
+	}
+	receipt.Batch = len(outcomes)
+	h.working += receipt.Database
+	if len(receipt.Grants) > 0 && receipt.Grants[0].RowLock {
+		h.grants = receipt.Grants // with the tokens that the rows have issued
 	}
 	var refused *domain.RefusedError
 	if errors.As(err, &refused) {
-		retry = g.refused(ctx, refused, leases[refused.Refusal.Grant.Key])
+		retry = h.guard.refused(h.section, refused, h.leases[refused.Refusal.Grant.Key])
 	}
-	return receipt, retry, err
+	return receipt, outcomes, retry, err
+}
+
+// end gives the locks back, in reverse.
+func (h *hold) end() {
+	h.lose(nil) // stops the renewals
+	for _, lease := range slices.Backward(h.taken) {
+		h.guard.release(h.section, lease)
+	}
+	h.released()
 }
 
 // waitError names the reason why a wait was cut short; drivers only report that their context ended.
@@ -179,7 +246,7 @@ func (g *Guard) refused(ctx context.Context, e *domain.RefusedError, lease *Leas
 		g.log.Error("a refusal could not be recorded", "refusal", e.Error(), "error", err)
 	}
 	g.observe(domain.Event{Kind: domain.EventRefused, Refusal: &e.Refusal})
-	g.log.Warn("the fence refused a write", "resource", grant.Key, "reason", e.Refusal.Reason, "strategy", grant.Strategy,
+	g.log.WarnContext(ctx, "the fence refused a write", "resource", grant.Key, "reason", e.Refusal.Reason, "strategy", grant.Strategy,
 		"epoch", grant.Epoch, "token", grant.Token, "current_epoch", e.Refusal.CurrentEpoch, "current_token", e.Refusal.CurrentToken)
 
 	switch {

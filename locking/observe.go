@@ -2,50 +2,76 @@ package locking
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"fencepost/domain"
 )
 
+// watcher is told what happens.
+type watcher struct {
+	tell func(domain.Event) // nil: nobody watches
+
+	mu     sync.Mutex
+	others map[domain.Scope]int64 // the newest epoch of each scope that was told to be another's
+}
+
 func (g *Guard) observe(e domain.Event) {
-	if g.observer != nil {
+	if g.watcher.tell != nil {
 		e.At = time.Now()
-		g.observer(e)
+		g.watcher.tell(e)
 	}
 }
 
-// errPanicked stands for the error that a section which panicked could not return.
-var errPanicked = errors.New("the section panicked")
-
-// ended reports a try of a section. It came to its transaction if the receipt has grants.
-func (g *Guard) ended(began time.Time, asked []domain.Grant, receipt domain.Receipt, err error) {
+// ended reports a section to which its caller gets the answer.
+func (g *Guard) ended(keys []domain.Key, began time.Time, receipt domain.Receipt, err error) {
 	e := domain.Event{Kind: domain.EventSection, Grants: receipt.Grants, Err: err, LockWait: receipt.LockWait}
-	took := time.Since(began)
-	switch {
-	case receipt.Grants != nil:
-		e.Hold = took - e.LockWait
-	case err != nil:
-		e.Grants, e.LockWait = asked, took
-	default:
-		e.Grants, e.Err = asked, errPanicked
+	if e.Grants == nil { // it did not come to its transaction, or has panicked there
+		e.LockWait = time.Since(began)
+		for _, key := range keys {
+			e.Grants = append(e.Grants, g.reigns.known(key))
+		}
+		if err == nil {
+			e.Err = errPanicked
+		}
 	}
 	g.observe(e)
 }
 
+// released reports locks that were held.
+func (h *hold) released() {
+	if h.since.IsZero() {
+		return // not all of them were
+	}
+	e := domain.Event{Kind: domain.EventReleased, Grants: h.grants, Hold: h.working}
+	if len(h.taken) > 0 {
+		e.Hold = time.Since(h.since)
+	}
+	h.guard.observe(e)
+}
+
 // losing is lose, and reports it.
-func (g *Guard) losing(grant domain.Grant, lose context.CancelCauseFunc) context.CancelCauseFunc {
+func (h *hold) losing(grant domain.Grant) context.CancelCauseFunc {
 	return func(cause error) {
-		g.observe(domain.Event{Kind: domain.EventLost, Grants: []domain.Grant{grant}, Err: cause})
-		lose(cause)
+		h.guard.observe(domain.Event{Kind: domain.EventLost, Grants: []domain.Grant{grant}, Err: cause})
+		h.lose(cause)
 	}
 }
 
-// superseded is the error that a reign which is not this instance's ends in. It is reported once: a superseded instance
+// superseded is the error in which a reign ends that is not this instance's. It is reported once: a superseded instance
 // meets it at every request.
 func (g *Guard) superseded(a domain.Authority, ours string) error {
-	if g.reigns.met(a) {
+	g.watcher.mu.Lock()
+	first := g.watcher.others[a.Scope] < a.Epoch
+	if first {
+		if g.watcher.others == nil {
+			g.watcher.others = map[domain.Scope]int64{}
+		}
+		g.watcher.others[a.Scope] = a.Epoch
+	}
+	g.watcher.mu.Unlock()
+	if first {
 		g.observe(domain.Event{Kind: domain.EventSuperseded, Authority: &a})
 	}
 	return fmt.Errorf("%w: %s is run by %s since %s, this instance uses %s",

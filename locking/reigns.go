@@ -15,7 +15,6 @@ type reigns struct {
 	ours    map[domain.Scope]domain.Authority // the reigns over shared scopes that this instance began or joined
 	scopes  map[domain.Key]domain.Scope       // never changes for a key
 	current map[domain.Scope]domain.Authority
-	others  map[domain.Scope]int64 // the newest epoch of each scope that was found to be another's
 }
 
 // How many keys are remembered. Beyond that the memory starts anew; it costs one query a key.
@@ -145,14 +144,10 @@ func (r *reigns) claim(a domain.Authority) {
 	r.ours[a.Scope] = a
 }
 
-// met tells whether this reign of another's is met for the first time.
-func (r *reigns) met(a domain.Authority) bool {
+// known is what a grant of the key would carry, as far as it is remembered.
+func (r *reigns) known(key domain.Key) domain.Grant {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.others == nil {
-		r.others = map[domain.Scope]int64{}
-	}
-	first := r.others[a.Scope] < a.Epoch
-	r.others[a.Scope] = max(r.others[a.Scope], a.Epoch)
-	return first
+	a := r.current[r.scopes[key]]
+	return domain.Grant{Key: key, Strategy: a.Strategy, Epoch: a.Epoch}
 }

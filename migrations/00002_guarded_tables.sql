@@ -134,6 +134,18 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
+-- expect_rows ends a transaction whose statement has found other rows than it was written for. The SQLSTATE is that of a
+-- serialization failure, and means the same: run it again, on what is there by then.
+-- +goose StatementBegin
+CREATE FUNCTION expect_rows(p_found bigint, p_expected bigint) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF p_found <> p_expected THEN
+        RAISE EXCEPTION '% of % rows were changed by somebody else meanwhile', p_expected - p_found, p_expected
+            USING ERRCODE = 'serialization_failure';
+    END IF;
+END $$;
+-- +goose StatementEnd
+
 -- ALWAYS: an ordinary trigger sleeps while session_replication_role is replica.
 -- +goose StatementBegin
 DO $$
@@ -175,4 +187,4 @@ GRANT UPDATE (revoked_at) ON api_keys TO fencepost_service;
 DROP TABLE api_keys, ledger, redemptions, coupons, reservation_lines, items;
 DROP TRIGGER guard_truncate ON fences;
 DROP TRIGGER guard_truncate ON refusals;
-DROP FUNCTION guard_row, guard_ledger, guard_truncate;
+DROP FUNCTION guard_row, guard_ledger, guard_truncate, expect_rows;

@@ -123,7 +123,7 @@ func TestManyReaders(t *testing.T) {
 	}
 }
 
-var section = domain.Event{Kind: domain.EventSection, Grants: []domain.Grant{{Key: "item/lamp", Strategy: "redis", Epoch: 1, Token: 1}}, Hold: 1}
+var section = domain.Event{Kind: domain.EventSection, Grants: []domain.Grant{{Key: "item/lamp", Strategy: "redis", Epoch: 1, Token: 1}}}
 
 // What a section costs more when nobody listens.
 func BenchmarkPublish(b *testing.B) {

@@ -53,10 +53,10 @@ func NewMetrics(outcome func(error) string) *Metrics {
 
 		requests: histogram("fencepost_http_request_duration_seconds", "Requests by route, method and status. Event streams are not among them.",
 			prometheus.DefBuckets, "route", "method", "code"),
-		sections: counter("fencepost_sections_total", "Tries of critical sections by what they ended with: committed, or the code of an error.",
+		sections: counter("fencepost_sections_total", "Critical sections by what they ended with: committed, or the code of an error.",
 			"strategy", "outcome"),
-		wait: histogram("fencepost_lock_wait_seconds", "Waiting for the locks of a section, also in vain.", lockBuckets, "strategy"),
-		hold: histogram("fencepost_lock_hold_seconds", "Holding the locks of a section that came to its transaction.", lockBuckets, "strategy"),
+		wait: histogram("fencepost_lock_wait_seconds", "Waiting for the locks of a section, the time in the queue included, also in vain.", lockBuckets, "strategy"),
+		hold: histogram("fencepost_lock_hold_seconds", "Holding locks, for one section or a batch of them.", lockBuckets, "strategy"),
 		lost: counter("fencepost_leases_lost_total", "Leases that their holder lost while it was at work.", "strategy"),
 		refused: counter("fencepost_refusals_total", "Transactions that the fence turned away, as recorded in the table refusals.",
 			"strategy", "reason"),
@@ -95,9 +95,8 @@ func (m *Metrics) Event(e domain.Event) {
 		strategy := strategyOf(e.Grants)
 		m.sections.WithLabelValues(strategy, m.outcome(e.Err)).Inc()
 		m.wait.WithLabelValues(strategy).Observe(e.LockWait.Seconds())
-		if e.Hold > 0 {
-			m.hold.WithLabelValues(strategy).Observe(e.Hold.Seconds())
-		}
+	case domain.EventReleased:
+		m.hold.WithLabelValues(strategyOf(e.Grants)).Observe(e.Hold.Seconds())
 	case domain.EventLost:
 		m.lost.WithLabelValues(strategyOf(e.Grants)).Inc()
 	case domain.EventRefused:
@@ -108,7 +107,7 @@ func (m *Metrics) Event(e domain.Event) {
 	}
 }
 
-// strategyOf is empty for a section that ended before its first lock was asked for.
+// strategyOf is empty for a section of a resource that this instance knows nothing of, perhaps because there is none.
 func strategyOf(grants []domain.Grant) string {
 	if len(grants) == 0 {
 		return ""

@@ -34,7 +34,8 @@ func TestNoLabelComesFromOutside(t *testing.T) {
 		scope := domain.Scope(fmt.Sprintf("item/%d", n))
 		grant := domain.Grant{Key: domain.Key(scope), Strategy: "redis"}
 		m.Request("", fmt.Sprintf("METHOD%d", n), 405, time.Millisecond)
-		m.Event(domain.Event{Kind: domain.EventSection, Grants: []domain.Grant{grant}, Err: fmt.Errorf("error %d", n), Hold: 1})
+		m.Event(domain.Event{Kind: domain.EventSection, Grants: []domain.Grant{grant}, Err: fmt.Errorf("error %d", n)})
+		m.Event(domain.Event{Kind: domain.EventReleased, Grants: []domain.Grant{grant}})
 		m.Event(domain.Event{Kind: domain.EventLost, Grants: []domain.Grant{grant}})
 		m.Event(domain.Event{Kind: domain.EventRefused, Refusal: &domain.Refusal{Grant: grant, Reason: "stale_fencing_token"}})
 		m.Event(domain.Event{Kind: domain.EventRaised, Authority: &domain.Authority{Scope: scope, Strategy: "redis"}})

@@ -50,6 +50,8 @@ type Config struct {
 
 	LeaseTTL   time.Duration `env:"FENCEPOST_LEASE_TTL" default:"10s" help:"How long a lease lives when its holder is not heard of."`
 	LockWait   time.Duration `env:"FENCEPOST_LOCK_WAIT" default:"5s" help:"The longest wait for a lock."`
+	MaxBatch   int           `env:"FENCEPOST_MAX_BATCH" default:"256" placeholder:"N" help:"How many requests for one resource may share a lock and a transaction (${default}); 1 is a lock and a transaction for each."`
+	MaxQueue   int           `env:"FENCEPOST_MAX_QUEUE" default:"2000" placeholder:"N" help:"How many requests may wait in this instance for one resource (${default}). Beyond it they are refused at once, with 503 queue_full."`
 	HoldTTL    time.Duration `env:"FENCEPOST_HOLD_TTL" default:"10m" help:"How long a reservation holds stock when the request does not say."`
 	MaxHoldTTL time.Duration `env:"FENCEPOST_MAX_HOLD_TTL" default:"24h" help:"The longest hold that a request may ask for."`
 
@@ -179,6 +181,8 @@ func (c *Config) checkAll() error {
 
 	c.checkDuration("FENCEPOST_LEASE_TTL", c.LeaseTTL, 100*time.Millisecond, 10*time.Minute)
 	c.checkDuration("FENCEPOST_LOCK_WAIT", c.LockWait, time.Millisecond, requestTimeout-time.Second)
+	c.checkRange("FENCEPOST_MAX_BATCH", c.MaxBatch, 1, 10_000)
+	c.checkRange("FENCEPOST_MAX_QUEUE", c.MaxQueue, 1, 1_000_000)
 	c.checkDuration("FENCEPOST_MAX_HOLD_TTL", c.MaxHoldTTL, time.Second, 365*24*time.Hour)
 	if !c.unreadable("FENCEPOST_MAX_HOLD_TTL") {
 		c.checkDuration("FENCEPOST_HOLD_TTL", c.HoldTTL, time.Second, c.MaxHoldTTL)

@@ -70,10 +70,14 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 	defer func() { err = errors.Join(err, backends.Close()) }()
 	events, metrics := observe.NewHub(keptEvents), observe.NewMetrics(handlers.Outcome)
 	metrics.WatchPool(poolState(store))
-	guard := locking.NewGuard(store, backends, locking.Options{LockWait: c.LockWait, Log: log, Observe: func(e domain.Event) {
-		metrics.Event(e)
-		events.Publish(e)
-	}})
+	guard := locking.NewGuard(store, backends, locking.Options{
+		LockWait: c.LockWait, MaxBatch: c.MaxBatch, MaxQueue: c.MaxQueue, Log: log,
+		Observe: func(e domain.Event) {
+			metrics.Event(e)
+			events.Publish(e)
+		},
+	})
+	defer guard.Wait() // a lock that is not given back before the servers are left stays until its term ends
 	claims := map[domain.Scope]string{domain.ScopeInventory: c.InventoryLock, domain.ScopeCoupons: c.CouponLock}
 	if err := guard.Claim(starting, claims); err != nil {
 		return err

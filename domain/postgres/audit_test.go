@@ -44,7 +44,7 @@ func TestAuditInTheBackgroundIsInNobodysWay(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	owner := postgrestest.Connect(t, w.db.OwnerURL)
-	watcher := postgrestest.Connect(t, w.db.OwnerURL)
+	watcher := postgrestest.Connect(t, w.db.ServiceURL) // the owner does not see what the service waits for
 	held, err := owner.Begin(t.Context())
 	require.NoError(t, err)
 	_, err = held.Exec(t.Context(), `LOCK TABLE coupons`) // the audit reads it

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
@@ -69,61 +70,73 @@ type querier interface {
 
 // Reservation finds one reservation by its id.
 func (s *Store) Reservation(ctx context.Context, id string) (domain.Reservation, error) {
-	return reservation(ctx, s.pool, id)
-}
-
-func reservation(ctx context.Context, q querier, id string) (r domain.Reservation, err error) {
-	if !strings.HasPrefix(id, domain.ReservationPrefix) {
-		return r, fmt.Errorf("reservation %q: %w", id, domain.ErrNotFound)
-	}
-	rows, _ := q.Query(ctx, `
-		SELECT substr(resource, 6), quantity, state, customer_id, created_by, created_at, expires_at, settled_at
-		  FROM reservation_lines WHERE reservation = $1 ORDER BY resource COLLATE "C"`, idOf(id))
-	var line domain.Line
-	var settled pgtype.Timestamptz
-	r.ID = id
-	_, err = pgx.ForEachRow(rows, []any{
-		&line.SKU, &line.Quantity, &r.State, &r.CustomerID, &r.CreatedBy, &r.CreatedAt, &r.ExpiresAt, &settled,
-	}, func() error {
-		r.Lines = append(r.Lines, line)
-		return nil
-	})
-	if err == nil && len(r.Lines) == 0 {
-		err = pgx.ErrNoRows
-	}
-	if err != nil {
-		return r, readError(ctx, "reservation "+id, err)
-	}
-	r.CreatedAt, r.ExpiresAt, r.SettledAt = r.CreatedAt.UTC(), r.ExpiresAt.UTC(), utc(settled)
-	return r, nil
+	return byID(ctx, s.pool, reservations, "reservation", domain.ReservationPrefix, selectReservations, id)
 }
 
 // Redemption finds one redemption by its id.
 func (s *Store) Redemption(ctx context.Context, id string) (domain.Redemption, error) {
-	return redemption(ctx, s.pool, id)
+	return byID(ctx, s.pool, redemptions, "redemption", domain.RedemptionPrefix, selectRedemptions, id)
 }
 
-func redemption(ctx context.Context, q querier, id string) (domain.Redemption, error) {
-	if !strings.HasPrefix(id, domain.RedemptionPrefix) {
-		return domain.Redemption{}, fmt.Errorf("redemption %q: %w", id, domain.ErrNotFound)
+func byID[T any](ctx context.Context, q querier, collect func(pgx.Rows) ([]T, error), what, prefix, sql, id string) (none T, err error) {
+	if !strings.HasPrefix(id, prefix) {
+		return none, fmt.Errorf("%s %q: %w", what, id, domain.ErrNotFound)
 	}
-	rows, _ := q.Query(ctx, `
-		SELECT substr(resource, 8), customer_id, reservation, state, created_by, created_at, settled_at
-		  FROM redemptions WHERE redemption = $1`, idOf(id))
-	r, err := pgx.CollectOneRow(rows, func(row pgx.CollectableRow) (r domain.Redemption, err error) {
+	rows, _ := q.Query(ctx, sql, idsOf([]string{id})) // collect returns the query's error
+	found, err := collect(rows)
+	if err == nil && len(found) == 0 {
+		err = pgx.ErrNoRows
+	}
+	if err != nil {
+		return none, readError(ctx, what+" "+id, err)
+	}
+	return found[0], nil
+}
+
+const selectReservations = `
+	SELECT reservation, substr(resource, 6), quantity, state, customer_id, created_by, created_at, expires_at, settled_at
+	  FROM reservation_lines WHERE reservation = ANY($1::uuid[]) ORDER BY reservation, resource COLLATE "C"`
+
+// reservations puts the lines of each reservation together.
+func reservations(rows pgx.Rows) (found []domain.Reservation, err error) {
+	var r domain.Reservation
+	var id uuid.UUID
+	var line domain.Line
+	var settled pgtype.Timestamptz
+	_, err = pgx.ForEachRow(rows, []any{
+		&id, &line.SKU, &line.Quantity, &r.State, &r.CustomerID, &r.CreatedBy, &r.CreatedAt, &r.ExpiresAt, &settled,
+	}, func() error {
+		r.ID = domain.ReservationPrefix + id.String()
+		if n := len(found); n > 0 && found[n-1].ID == r.ID {
+			found[n-1].Lines = append(found[n-1].Lines, line)
+			return nil
+		}
+		next := r
+		next.CreatedAt, next.ExpiresAt, next.SettledAt = r.CreatedAt.UTC(), r.ExpiresAt.UTC(), utc(settled)
+		next.Lines = []domain.Line{line}
+		found = append(found, next)
+		return nil
+	})
+	return found, err
+}
+
+const selectRedemptions = `
+	SELECT redemption, substr(resource, 8), customer_id, reservation, state, created_by, created_at, settled_at
+	  FROM redemptions WHERE redemption = ANY($1::uuid[])`
+
+func redemptions(rows pgx.Rows) ([]domain.Redemption, error) {
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (r domain.Redemption, err error) {
+		var id uuid.UUID
 		var reservation pgtype.UUID
 		var settled pgtype.Timestamptz
-		err = row.Scan(&r.Code, &r.CustomerID, &reservation, &r.State, &r.CreatedBy, &r.CreatedAt, &settled)
+		err = row.Scan(&id, &r.Code, &r.CustomerID, &reservation, &r.State, &r.CreatedBy, &r.CreatedAt, &settled)
 		if reservation.Valid {
 			r.ReservationID = domain.ReservationPrefix + reservation.String()
 		}
-		r.ID, r.CreatedAt, r.SettledAt = id, r.CreatedAt.UTC(), utc(settled)
+		r.ID = domain.RedemptionPrefix + id.String()
+		r.CreatedAt, r.SettledAt = r.CreatedAt.UTC(), utc(settled)
 		return r, err
 	})
-	if err != nil {
-		return r, readError(ctx, "redemption "+id, err)
-	}
-	return r, nil
 }
 
 // CreateItem makes the item, its fence and its first ledger entry.
@@ -158,7 +171,7 @@ func (s *Store) CreateCoupon(ctx context.Context, c domain.Coupon, lock domain.L
 func (s *Store) create(ctx context.Context, key domain.Key, lock domain.LockSpec, stock int64,
 	insert func(*pgx.Batch), readBack func(querier) error,
 ) error {
-	_, err := s.transact(ctx, nil, endTimeout, func(ctx context.Context, t *tx) error {
+	_, err := s.transact(ctx, nil, endTimeout, nothing, func(ctx context.Context, t *tx) error {
 		t.evidence = &ledgerRow{key: key, entry: newUUID()}
 		batch := &pgx.Batch{}
 		batch.Queue(`SELECT create_fence($1, $2, NULLIF($3, ''), $4, $5)`, key, lock.Fencing, lock.Strategy, lock.Fingerprint, newUUID())

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -84,7 +85,8 @@ func (p *proxy) accept(group *sync.WaitGroup) {
 
 // requests passes on what the client sends, message by message.
 func (p *proxy) requests(server io.Writer, client io.Reader, answerIsLost *atomic.Bool) {
-	header := 4 // the first message has no type, only a length
+	commits := map[string]bool{} // the names of the statements that were prepared as COMMIT
+	header := 4                  // the first message has no type, only a length
 	for {
 		head := make([]byte, header)
 		if _, err := io.ReadFull(client, head); err != nil {
@@ -94,7 +96,17 @@ func (p *proxy) requests(server io.Writer, client io.Reader, answerIsLost *atomi
 		if _, err := io.ReadFull(client, body); err != nil {
 			return
 		}
-		if header == 5 && head[0] == 'Q' && string(body) == "COMMIT\x00" {
+		isCommit := false
+		if header == 5 {
+			words := strings.SplitN(string(body), "\x00", 3)
+			switch head[0] {
+			case 'P': // Parse: the statement's name, its text
+				commits[words[0]] = words[1] == "COMMIT"
+			case 'B': // Bind: the portal's name, the statement's
+				isCommit = commits[words[1]]
+			}
+		}
+		if isCommit {
 			switch p.cut.Swap(nowhere) {
 			case onlyLook:
 				p.seen()
@@ -115,7 +127,7 @@ func (p *proxy) requests(server io.Writer, client io.Reader, answerIsLost *atomi
 }
 
 // answers passes on what the server sends. When an answer is to be lost, it hangs up as soon as the answer is there: the
-// server has done by then what it was asked for.
+// server, which answers a pipeline as a whole, has done by then what it was asked for.
 func answers(client io.Writer, server io.Reader, answerIsLost *atomic.Bool) {
 	buffer := make([]byte, 64<<10)
 	for {
@@ -139,7 +151,7 @@ func TestLostAnswerToCommit(t *testing.T) {
 	reserve := func(cut int32) (domain.Reservation, error) {
 		r := reservation(domain.Line{SKU: "a", Quantity: 1})
 		p.cut.Store(cut)
-		_, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, hold(r))
+		_, err := transact(t.Context(), store, []domain.Grant{w.grant(key)}, wait, hold(r))
 		assert.Equal(t, nowhere, p.cut.Load(), "the cut has happened")
 		return r, err
 	}
@@ -164,7 +176,7 @@ func TestLostAnswerToCommit(t *testing.T) {
 		p.seen = cancel
 		p.cut.Store(onlyLook)
 		r := reservation(domain.Line{SKU: "a", Quantity: 1})
-		_, err := store.Transact(ctx, []domain.Grant{w.grant(key)}, wait, hold(r))
+		_, err := transact(ctx, store, []domain.Grant{w.grant(key)}, wait, hold(r))
 		require.Error(t, ctx.Err())
 		require.NoError(t, err, "a COMMIT is awaited, whoever has gone")
 		_, err = w.store.Reservation(t.Context(), r.ID)
@@ -196,7 +208,7 @@ func TestUnknownOutcome(t *testing.T) {
 	p, store := throughProxy(t, w)
 	p.cut.Store(forGood)
 	r := reservation(domain.Line{SKU: "a", Quantity: 1})
-	_, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, hold(r))
+	_, err := transact(t.Context(), store, []domain.Grant{w.grant(key)}, wait, hold(r))
 	require.ErrorIs(t, err, domain.ErrOutcomeUnknown)
 	assert.NotErrorIs(t, err, domain.ErrUnavailable, "that would say that nothing was written")
 	_, err = w.store.Reservation(t.Context(), r.ID)

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -133,21 +134,56 @@ const endTimeout = 5 * time.Second
 // A transaction that the server aborted for the sake of others (deadlock, serialization) is tried again so many times.
 const maxTries = 5
 
-// Transact runs fn in a READ COMMITTED transaction that has presented the grants, in the given order, before anything
-// else. lockWait bounds each wait for a row. fn runs again when the server aborted the transaction for the sake of others.
-// The receipt has the grants with the tokens that row locks drew.
-func (s *Store) Transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration,
-	fn func(context.Context, domain.Tx) error,
-) (domain.Receipt, error) {
-	return s.transact(ctx, grants, lockWait, func(ctx context.Context, t *tx) error { return fn(ctx, t) })
+// Transact runs sections, one after the other, in a READ COMMITTED transaction that has presented the grants, in the given
+// order, before anything else. lockWait bounds each wait for a row. collect is called once and says which sections; after
+// the row locks were taken, if there are any among the grants. They run again when the server aborted the transaction for
+// the sake of others. The receipt has the grants with the tokens that row locks drew.
+//
+// outcomes has the error of each section: one that failed has changed nothing, and the others are committed without it. An
+// err is everybody's: nothing was written, unless it is domain.ErrOutcomeUnknown.
+func (s *Store) Transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration, collect func() []domain.Section,
+) (receipt domain.Receipt, outcomes []error, err error) {
+	var sections []domain.Section
+	gather := sync.OnceValue(func() (reads domain.Reads) {
+		sections = collect()
+		outcomes = make([]error, len(sections))
+		for _, section := range sections {
+			reads.Reservations = append(reads.Reservations, section.Reads.Reservations...)
+			reads.Redemptions = append(reads.Redemptions, section.Reads.Redemptions...)
+			reads.Uses = append(reads.Uses, section.Reads.Uses...)
+		}
+		return reads
+	})
+	receipt, err = s.transact(ctx, grants, lockWait, gather, func(ctx context.Context, t *tx) error {
+		refused := 0
+		for i, section := range sections {
+			if outcomes[i] = t.run(ctx, section); outcomes[i] != nil {
+				refused++
+			}
+			if t.failed != nil {
+				return t.failed
+			}
+		}
+		if refused == len(sections) {
+			return errNothingToDo
+		}
+		return nil
+	})
+	if errors.Is(err, errNothingToDo) {
+		err = nil
+	}
+	return receipt, outcomes, err
 }
 
-func (s *Store) transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration,
+// errNothingToDo rolls a transaction back in which every section was refused: that costs the server no write.
+var errNothingToDo = errors.New("no section of the transaction has succeeded")
+
+func (s *Store) transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration, gather func() domain.Reads,
 	fn func(context.Context, *tx) error,
 ) (receipt domain.Receipt, err error) {
 	began := time.Now()
 	for try := 1; ; try++ {
-		receipt, err = s.transactOnce(ctx, grants, lockWait, fn)
+		receipt, err = s.transactOnce(ctx, grants, lockWait, gather, fn)
 		if !aborted(err) || try == maxTries || pauseBeforeRetry(ctx, try) != nil {
 			break
 		}
@@ -156,20 +192,17 @@ func (s *Store) transact(ctx context.Context, grants []domain.Grant, lockWait ti
 	return receipt, err
 }
 
-func (s *Store) transactOnce(ctx context.Context, grants []domain.Grant, lockWait time.Duration,
+func (s *Store) transactOnce(ctx context.Context, grants []domain.Grant, lockWait time.Duration, gather func() domain.Reads,
 	fn func(context.Context, *tx) error,
 ) (receipt domain.Receipt, err error) {
 	t := &tx{store: s, grants: slices.Clone(grants), lockWait: lockWait}
 	defer t.end(ctx) // also on a panic of fn
 	defer func() { receipt.Grants, receipt.LockWait = t.grants, t.waited }()
 
-	if err := t.open(ctx); err != nil {
+	if err := t.open(ctx, gather); err != nil {
 		return receipt, err
 	}
 	if err := fn(ctx, t); err != nil {
-		return receipt, err
-	}
-	if err := t.flush(ctx); err != nil {
 		return receipt, err
 	}
 	// The last look at the lock. From here on loss cannot stop the transaction any more, and need not: the fence's row is
@@ -177,7 +210,7 @@ func (s *Store) transactOnce(ctx context.Context, grants []domain.Grant, lockWai
 	if ctx.Err() != nil {
 		return receipt, context.Cause(ctx)
 	}
-	sent, err := t.commit(ctx)
+	sent, err := t.commit(ctx, t.writes())
 	if !sent {
 		return receipt, err
 	}

@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,13 +11,14 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"fencepost/domain"
 )
 
-// tx is the unit of work that fn sees: every row is read once, changed in memory, and written by flush.
+// tx is the unit of work that sections see: every row is read once, changed in memory, and written with the commit.
 type tx struct {
 	store    *Store
 	grants   []domain.Grant
@@ -29,12 +29,15 @@ type tx struct {
 	xid      string        // the transaction's number, by which its fate can be asked for later
 	evidence *ledgerRow    // a row that is there if and only if the transaction has committed; nil if it wrote none
 	waited   time.Duration // for presenting, and with that for row locks
+	failed   error         // what broke the transaction for everybody in it
 
 	items        map[string]*working[domain.Item]
 	coupons      map[string]*working[domain.Coupon]
 	reservations map[string]*working[domain.Reservation]
 	redemptions  map[string]*working[domain.Redemption]
+	uses         map[domain.Use]int64
 	ledger       []ledgerRow
+	undo         []func() // takes back what the section that is running has put, the last of it last
 }
 
 // working is a row's state as it was read and as it will be written.
@@ -51,15 +54,49 @@ type ledgerRow struct {
 	onHandDelta, reservedDelta, soldDelta, redeemedDelta int64
 }
 
-// open takes a connection, begins a transaction, and presents the grants.
-func (t *tx) open(ctx context.Context) (err error) {
+// open takes a connection, begins a transaction, presents the grants, and reads what gather asks for. gather is called when
+// the locks are held: those in the transaction's own rows are not until the server has answered.
+func (t *tx) open(ctx context.Context, gather func() domain.Reads) (err error) {
 	if t.pooled, err = t.store.acquire(ctx, t.lockWait); err != nil {
 		return err
 	}
 	t.conn = t.pooled.Conn()
+	var reads domain.Reads
+	if !t.rowLocks() {
+		reads = gather()
+	}
 	began := time.Now()
-	err = t.begin(ctx)
+	err = t.begin(ctx, reads)
 	t.waited += time.Since(began)
+	if err != nil || !t.rowLocks() {
+		return err
+	}
+	batch := &pgx.Batch{}
+	if queueReads(batch, t, gather()); batch.Len() == 0 {
+		return nil
+	}
+	if err := t.conn.SendBatch(ctx, batch).Close(); err != nil {
+		return fmt.Errorf("reading: %w", domainError(ctx, err))
+	}
+	return nil
+}
+
+// nothing is to be read in advance.
+func nothing() domain.Reads { return domain.Reads{} }
+
+func (t *tx) rowLocks() bool {
+	return slices.ContainsFunc(t.grants, func(g domain.Grant) bool { return g.RowLock })
+}
+
+// run runs one section. What a section that fails has put is taken back, so that the others in the transaction never see it.
+func (t *tx) run(ctx context.Context, section domain.Section) error {
+	t.undo = t.undo[:0]
+	err := section.Run(ctx, t)
+	if err != nil {
+		for _, undo := range slices.Backward(t.undo) {
+			undo()
+		}
+	}
 	return err
 }
 
@@ -77,24 +114,26 @@ func (t *tx) end(ctx context.Context) {
 // held meanwhile. It presents the same grants, and the fence accepts them only if nobody newer has presented since: so what
 // was read before the step still is what is stored. A row lock cannot be kept that way; it keeps its transaction open.
 func (t *tx) Slow(ctx context.Context, step func(context.Context) error) error {
-	if slices.ContainsFunc(t.grants, func(g domain.Grant) bool { return g.RowLock }) {
+	if t.rowLocks() {
 		return step(ctx)
 	}
 	if len(t.ledger) > 0 {
 		return errors.New("postgres: a slow step after something was put")
 	}
-	if _, err := t.commit(ctx); err != nil { // nothing was written, so it does not matter whether the COMMIT arrived
+	if _, err := t.commit(ctx, &pgx.Batch{}); err != nil { // nothing was written, so it does not matter whether the COMMIT arrived
 		return plain(err)
 	}
 	t.end(ctx)
 	if err := step(ctx); err != nil {
 		return err
 	}
-	return t.open(ctx)
+	return t.open(ctx, nothing)
 }
 
-// begin opens the transaction and presents the grants, in one round trip.
-func (t *tx) begin(ctx context.Context) error {
+// begin opens the transaction, presents the grants, and only then reads: their items and coupons, and what else is asked
+// for. It is one round trip: the server runs the statements one after the other, and each sees what was committed before it
+// began.
+func (t *tx) begin(ctx context.Context, reads domain.Reads) error {
 	batch := &pgx.Batch{}
 	batch.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED`)
 	// For this transaction only: behind a pooler the session belongs to others as well.
@@ -119,6 +158,15 @@ func (t *tx) begin(ctx context.Context) error {
 		batch.Queue(`SELECT present($1, $2, $3, NULLIF($4::bigint, 0), $5)`, g.Key, g.Strategy, g.Epoch, int64(g.Token), g.ID)
 	}
 	batch.Queue(`SELECT pg_current_xact_id()::text`).QueryRow(func(row pgx.Row) error { return row.Scan(&t.xid) })
+	for _, g := range t.grants {
+		switch g.Key.Kind() {
+		case domain.KindItem:
+			batch.Queue(selectItem, g.Key).QueryRow(func(row pgx.Row) error { return absent(t.scanItem(row, g.Key.Name())) })
+		case domain.KindCoupon:
+			batch.Queue(selectCoupon, g.Key).QueryRow(func(row pgx.Row) error { return absent(t.scanCoupon(row, g.Key.Name())) })
+		}
+	}
+	queueReads(batch, t, reads)
 
 	if err := t.conn.SendBatch(ctx, batch).Close(); err != nil {
 		err = domainError(ctx, err)
@@ -150,105 +198,151 @@ func (t *tx) rollback(ctx context.Context) {
 	}
 }
 
-// commit sends COMMIT and waits for the answer, whatever happens to the request or the lock meanwhile. sent is false if the
-// transaction certainly did not commit.
+// commit sends what is to be written and the COMMIT in one round trip, and waits for the answer, whatever happens to the
+// request or the lock meanwhile. sent is false if the transaction certainly did not commit: the server skips everything
+// after a statement that failed.
 //
 // When the wait is over the connection is cut. It is not a context that ends: pgx would ask the server to cancel, and a
 // COMMIT that waits for a synchronous standby takes that as leave to go without it and answers that all is well.
-func (t *tx) commit(ctx context.Context) (sent bool, err error) {
+func (t *tx) commit(ctx context.Context, batch *pgx.Batch) (sent bool, err error) {
 	ctx = context.WithoutCancel(ctx)
 	socket := t.conn.PgConn().Conn()
-	timer := time.AfterFunc(endTimeout, func() { _ = socket.SetDeadline(time.Now()) })
+	timer := time.AfterFunc(t.lockWait+endTimeout, func() { _ = socket.SetDeadline(time.Now()) })
 	defer func() {
 		if !timer.Stop() {
 			_ = t.conn.Close(ctx) // its deadline has passed, for whoever would use it next as well
 		}
 	}()
-	tag, err := t.conn.Exec(ctx, `COMMIT`)
+	var tag pgconn.CommandTag
+	batch.Queue(`COMMIT`).Exec(func(answer pgconn.CommandTag) error {
+		tag = answer
+		return nil
+	})
+	err = t.conn.SendBatch(ctx, batch).Close()
 	switch {
 	case err == nil && tag.String() == "COMMIT":
 		return true, nil
 	case err == nil: // the server answers ROLLBACK when the transaction had failed before
 		return false, fmt.Errorf("committing: the server answered %s", tag)
-	case sqlState(err) != "" && t.conn.PgConn().TxStatus() == 'I': // the server refused, and says so
-		return false, fmt.Errorf("committing: %w", plain(err))
+	case sqlState(err) != "" && !t.conn.IsClosed() && t.conn.PgConn().TxStatus() != 'T': // the server refused, and says so
+		return false, fmt.Errorf("writing: %w", plain(err))
 	}
 	return true, fmt.Errorf("committing: %w", err)
 }
 
-func (t *tx) Item(ctx context.Context, sku string) (domain.Item, error) {
-	if w, ok := t.items[sku]; ok {
-		return w.now, nil
+func queueReads(batch *pgx.Batch, t *tx, reads domain.Reads) {
+	if len(reads.Reservations) > 0 {
+		batch.Queue(selectReservations, idsOf(reads.Reservations)).Query(t.scanReservations)
 	}
+	if len(reads.Redemptions) > 0 {
+		batch.Queue(selectRedemptions, idsOf(reads.Redemptions)).Query(t.scanRedemptions)
+	}
+	if len(reads.Uses) > 0 {
+		t.queueUses(batch, reads.Uses)
+	}
+}
+
+// absent leaves it to the section that needs the row to complain of it.
+func absent(err error) error {
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	return err
+}
+
+const selectItem = `SELECT name, on_hand, reserved, sold FROM items WHERE resource = $1`
+
+func (t *tx) scanItem(row pgx.Row, sku string) error {
 	item := domain.Item{SKU: sku}
-	err := t.conn.QueryRow(ctx, `SELECT name, on_hand, reserved, sold FROM items WHERE resource = $1`, domain.ItemKey(sku)).
-		Scan(&item.Name, &item.OnHand, &item.Reserved, &item.Sold)
-	if err != nil {
-		return item, readError(ctx, "item "+sku, err)
+	err := row.Scan(&item.Name, &item.OnHand, &item.Reserved, &item.Sold)
+	if err == nil {
+		put(&t.items, sku, &working[domain.Item]{now: item, stored: true})
 	}
-	put(&t.items, sku, &working[domain.Item]{now: item, stored: true})
-	return item, nil
+	return err
+}
+
+func (t *tx) Item(ctx context.Context, sku string) (domain.Item, error) {
+	if t.items[sku] == nil {
+		if err := t.scanItem(t.conn.QueryRow(ctx, selectItem, domain.ItemKey(sku)), sku); err != nil {
+			return domain.Item{}, t.readError(ctx, "item "+sku, err)
+		}
+	}
+	return t.items[sku].now, nil
 }
 
 func (t *tx) PutItem(item domain.Item, why domain.Entry) {
-	w := t.items[item.SKU]
-	t.ledger = append(t.ledger, ledgerRow{
+	was := t.items[item.SKU].now
+	t.note(ledgerRow{
 		entry: newUUID(), key: domain.ItemKey(item.SKU), why: why,
-		onHandDelta: item.OnHand - w.now.OnHand, reservedDelta: item.Reserved - w.now.Reserved, soldDelta: item.Sold - w.now.Sold,
+		onHandDelta: item.OnHand - was.OnHand, reservedDelta: item.Reserved - was.Reserved, soldDelta: item.Sold - was.Sold,
 	})
-	w.now, w.dirty = item, true
+	change(t, &t.items, item.SKU, item)
 }
 
 func (t *tx) Reservation(ctx context.Context, id string) (domain.Reservation, error) {
-	if w, ok := t.reservations[id]; ok {
-		return w.now, nil
+	if t.reservations[id] == nil {
+		rows, _ := t.conn.Query(ctx, selectReservations, idsOf([]string{id}))
+		if err := t.scanReservations(rows); err != nil {
+			return domain.Reservation{}, t.readError(ctx, "reservation "+id, err)
+		}
 	}
-	r, err := reservation(ctx, t.conn, id)
-	if err != nil {
-		return r, err
+	w := t.reservations[id]
+	if w == nil {
+		return domain.Reservation{}, fmt.Errorf("reservation %s: %w", id, domain.ErrNotFound)
 	}
-	put(&t.reservations, id, &working[domain.Reservation]{now: r, stored: true})
-	return r, nil
+	return w.now, nil
 }
 
-func (t *tx) PutReservation(r domain.Reservation) {
-	w, known := t.reservations[r.ID]
-	put(&t.reservations, r.ID, &working[domain.Reservation]{now: r, dirty: true, stored: known && w.stored})
+func (t *tx) scanReservations(rows pgx.Rows) error {
+	found, err := reservations(rows)
+	for _, r := range found {
+		put(&t.reservations, r.ID, &working[domain.Reservation]{now: r, stored: true})
+	}
+	return err
 }
 
-func (t *tx) Coupon(ctx context.Context, code string) (domain.Coupon, error) {
-	if w, ok := t.coupons[code]; ok {
-		return w.now, nil
-	}
+func (t *tx) PutReservation(r domain.Reservation) { change(t, &t.reservations, r.ID, r) }
+
+const selectCoupon = `
+	SELECT max_redemptions, per_customer_limit, valid_from, valid_until, redeemed FROM coupons WHERE resource = $1`
+
+func (t *tx) scanCoupon(row pgx.Row, code string) error {
 	c := domain.Coupon{Code: code}
 	var limit pgtype.Int8
 	var from, until pgtype.Timestamptz
-	err := t.conn.QueryRow(ctx, `
-		SELECT max_redemptions, per_customer_limit, valid_from, valid_until, redeemed FROM coupons WHERE resource = $1`,
-		domain.CouponKey(code)).Scan(&c.MaxRedemptions, &limit, &from, &until, &c.Redeemed)
-	if err != nil {
-		return c, readError(ctx, "coupon "+code, err)
+	err := row.Scan(&c.MaxRedemptions, &limit, &from, &until, &c.Redeemed)
+	if err == nil {
+		c.PerCustomerLimit, c.ValidFrom, c.ValidUntil = limit.Int64, utc(from), utc(until)
+		put(&t.coupons, code, &working[domain.Coupon]{now: c, stored: true})
 	}
-	c.PerCustomerLimit, c.ValidFrom, c.ValidUntil = limit.Int64, utc(from), utc(until)
-	put(&t.coupons, code, &working[domain.Coupon]{now: c, stored: true})
-	return c, nil
+	return err
+}
+
+func (t *tx) Coupon(ctx context.Context, code string) (domain.Coupon, error) {
+	if t.coupons[code] == nil {
+		if err := t.scanCoupon(t.conn.QueryRow(ctx, selectCoupon, domain.CouponKey(code)), code); err != nil {
+			return domain.Coupon{}, t.readError(ctx, "coupon "+code, err)
+		}
+	}
+	return t.coupons[code].now, nil
 }
 
 func (t *tx) PutCoupon(c domain.Coupon, why domain.Entry) {
-	w := t.coupons[c.Code]
-	t.ledger = append(t.ledger, ledgerRow{entry: newUUID(), key: domain.CouponKey(c.Code), why: why, redeemedDelta: c.Redeemed - w.now.Redeemed})
-	w.now, w.dirty = c, true
+	t.note(ledgerRow{entry: newUUID(), key: domain.CouponKey(c.Code), why: why, redeemedDelta: c.Redeemed - t.coupons[c.Code].now.Redeemed})
+	change(t, &t.coupons, c.Code, c)
 }
 
 // CustomerUses counts what is stored and what this transaction is about to add.
 func (t *tx) CustomerUses(ctx context.Context, code, customer string) (int64, error) {
-	var uses int64
-	err := t.conn.QueryRow(ctx, `
-		SELECT count(*) FROM redemptions WHERE resource = $1 AND customer_id = $2 AND state = 'redeemed'`,
-		domain.CouponKey(code), customer).Scan(&uses)
-	if err != nil {
-		return 0, readError(ctx, "the uses of coupon "+code, err)
+	use := domain.Use{Code: code, Customer: customer}
+	if _, known := t.uses[use]; !known {
+		batch := &pgx.Batch{}
+		t.queueUses(batch, []domain.Use{use})
+		if err := t.conn.SendBatch(ctx, batch).Close(); err != nil {
+			return 0, t.readError(ctx, "the uses of coupon "+code, err)
+		}
 	}
+	uses := t.uses[use]
 	for _, w := range t.redemptions {
 		if w.dirty && w.now.Code == code && w.now.CustomerID == customer {
 			switch {
@@ -262,26 +356,85 @@ func (t *tx) CustomerUses(ctx context.Context, code, customer string) (int64, er
 	return uses, nil
 }
 
+func (t *tx) queueUses(batch *pgx.Batch, uses []domain.Use) {
+	var keys []domain.Key
+	var customers []string
+	for _, u := range uses {
+		put(&t.uses, u, 0) // what has no rows is not in the answer
+		keys, customers = append(keys, domain.CouponKey(u.Code)), append(customers, u.Customer)
+	}
+	batch.Queue(`
+		SELECT substr(resource, 8), customer_id, count(*) FROM redemptions
+		 WHERE (resource, customer_id) IN (SELECT * FROM unnest($1::text[], $2::text[])) AND state = 'redeemed'
+		 GROUP BY resource, customer_id`, keys, customers).Query(func(rows pgx.Rows) error {
+		var use domain.Use
+		var count int64
+		_, err := pgx.ForEachRow(rows, []any{&use.Code, &use.Customer, &count}, func() error {
+			t.uses[use] = count
+			return nil
+		})
+		return err
+	})
+}
+
 func (t *tx) Redemption(ctx context.Context, id string) (domain.Redemption, error) {
-	if w, ok := t.redemptions[id]; ok {
-		return w.now, nil
+	if t.redemptions[id] == nil {
+		rows, _ := t.conn.Query(ctx, selectRedemptions, idsOf([]string{id}))
+		if err := t.scanRedemptions(rows); err != nil {
+			return domain.Redemption{}, t.readError(ctx, "redemption "+id, err)
+		}
 	}
-	r, err := redemption(ctx, t.conn, id)
-	if err != nil {
-		return r, err
+	w := t.redemptions[id]
+	if w == nil {
+		return domain.Redemption{}, fmt.Errorf("redemption %s: %w", id, domain.ErrNotFound)
 	}
-	put(&t.redemptions, id, &working[domain.Redemption]{now: r, stored: true})
-	return r, nil
+	return w.now, nil
 }
 
-func (t *tx) PutRedemption(r domain.Redemption) {
-	w, known := t.redemptions[r.ID]
-	put(&t.redemptions, r.ID, &working[domain.Redemption]{now: r, dirty: true, stored: known && w.stored})
+func (t *tx) scanRedemptions(rows pgx.Rows) error {
+	found, err := redemptions(rows)
+	for _, r := range found {
+		put(&t.redemptions, r.ID, &working[domain.Redemption]{now: r, stored: true})
+	}
+	return err
 }
 
-// flush writes what was put, in one round trip: the new absolute states in the byte order of their keys, then what was
-// taken of them, then the ledger.
-func (t *tx) flush(ctx context.Context) error {
+func (t *tx) PutRedemption(r domain.Redemption) { change(t, &t.redemptions, r.ID, r) }
+
+// change puts a row's new state, in a way that can be undone.
+func change[T any](t *tx, m *map[string]*working[T], id string, now T) {
+	was := (*m)[id]
+	next := working[T]{now: now, dirty: true, stored: was != nil && was.stored}
+	put(m, id, &next)
+	t.undo = append(t.undo, func() {
+		if was == nil {
+			delete(*m, id)
+		} else {
+			(*m)[id] = was
+		}
+	})
+}
+
+// note adds to the ledger, in a way that can be undone.
+func (t *tx) note(row ledgerRow) {
+	t.ledger = append(t.ledger, row)
+	t.undo = append(t.undo, func() { t.ledger = t.ledger[:len(t.ledger)-1] })
+}
+
+// readError says what a failed read means. But for a row that is not there, it means that the transaction has failed, and
+// with it everybody who is in it.
+func (t *tx) readError(ctx context.Context, what string, err error) error {
+	err = readError(ctx, what, err)
+	if !errors.Is(err, domain.ErrNotFound) {
+		t.failed = err
+	}
+	return err
+}
+
+// writes is what was put: the new absolute states in the byte order of their keys, then what was taken of them, then the
+// ledger. However many sections there were, it is one statement for each changed item or coupon and one for each table of
+// rows.
+func (t *tx) writes() *pgx.Batch {
 	batch := &pgx.Batch{}
 	for _, sku := range slices.Sorted(maps.Keys(t.items)) {
 		if w := t.items[sku]; w.dirty {
@@ -294,30 +447,10 @@ func (t *tx) flush(ctx context.Context) error {
 			batch.Queue(`UPDATE coupons SET redeemed = $2 WHERE resource = $1`, domain.CouponKey(code), w.now.Redeemed)
 		}
 	}
-	for _, id := range slices.Sorted(maps.Keys(t.reservations)) {
-		if w := t.reservations[id]; w.dirty {
-			queueReservation(batch, w.now, w.stored)
-		}
-	}
-	for _, id := range slices.Sorted(maps.Keys(t.redemptions)) {
-		if w := t.redemptions[id]; w.dirty {
-			queueRedemption(batch, w.now, w.stored)
-		}
-	}
-	slices.SortStableFunc(t.ledger, func(a, b ledgerRow) int { return cmp.Compare(a.key, b.key) })
-	if len(t.ledger) > 0 {
-		t.evidence = &t.ledger[0]
-	}
-	for _, row := range t.ledger {
-		queueLedger(batch, row, t.grantOf(row.key))
-	}
-	if batch.Len() == 0 {
-		return nil
-	}
-	if err := t.conn.SendBatch(ctx, batch).Close(); err != nil {
-		return fmt.Errorf("writing: %w", domainError(ctx, err))
-	}
-	return nil
+	queueReservations(batch, t.reservations)
+	queueRedemptions(batch, t.redemptions)
+	t.queueLedger(batch)
+	return batch
 }
 
 // grantOf is what the ledger says of a change. On a fenced resource PostgreSQL replaces it by what was really presented.
@@ -330,63 +463,130 @@ func (t *tx) grantOf(key domain.Key) domain.Grant {
 	return domain.Grant{Key: key}
 }
 
-// exactlyOne makes the change of a state conditional on the state: a row that is not there any more as it was read undoes
-// the whole transaction. Under the fence it cannot happen.
-func exactlyOne(what string) func(pgx.Rows) error {
-	return func(rows pgx.Rows) error {
-		n := 0
-		for rows.Next() {
-			n++
-		}
-		if err := rows.Err(); err != nil {
-			return err
-		}
-		if n != 1 {
-			return fmt.Errorf("%s was settled by somebody else meanwhile: %w", what, domain.ErrWrongState)
-		}
-		return nil
-	}
-}
+// settled counts what a change of states has changed. A row that is not there any more as it was read undoes the whole
+// transaction, as a serialization failure: it is run again, and reads what the row has become. Under the fence it cannot
+// happen.
+const settled = `SELECT expect_rows(count(*), $1) FROM settled`
 
-func queueReservation(batch *pgx.Batch, r domain.Reservation, stored bool) {
-	lines := slices.SortedFunc(slices.Values(r.Lines), func(a, b domain.Line) int { return cmp.Compare(a.SKU, b.SKU) })
-	for _, line := range lines {
-		if stored {
-			batch.Queue(`
-				UPDATE reservation_lines SET state = $3, settled_at = $4
-				WHERE resource = $1 AND reservation = $2 AND state = 'held' RETURNING 1`,
-				domain.ItemKey(line.SKU), idOf(r.ID), r.State, r.SettledAt).Query(exactlyOne("reservation " + r.ID))
+func queueReservations(batch *pgx.Batch, reservations map[string]*working[domain.Reservation]) {
+	var added, changed struct {
+		keys              []domain.Key
+		ids               []pgtype.UUID
+		quantities        []int64
+		states            []domain.ReservationState
+		customers, makers []string
+		created, expires  []time.Time
+		settled           []*time.Time
+	}
+	for _, id := range slices.Sorted(maps.Keys(reservations)) {
+		w := reservations[id]
+		if !w.dirty {
 			continue
 		}
+		rows := &added
+		if w.stored {
+			rows = &changed
+		}
+		for _, line := range w.now.Lines {
+			rows.keys, rows.ids = append(rows.keys, domain.ItemKey(line.SKU)), append(rows.ids, idOf(id))
+			rows.quantities, rows.states = append(rows.quantities, line.Quantity), append(rows.states, w.now.State)
+			rows.customers, rows.makers = append(rows.customers, w.now.CustomerID), append(rows.makers, w.now.CreatedBy)
+			rows.created, rows.expires = append(rows.created, w.now.CreatedAt), append(rows.expires, w.now.ExpiresAt)
+			rows.settled = append(rows.settled, nullTime(w.now.SettledAt))
+		}
+	}
+	if len(added.keys) > 0 {
 		batch.Queue(`
 			INSERT INTO reservation_lines (resource, reservation, quantity, state, customer_id, created_by, created_at, expires_at, settled_at)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
-			domain.ItemKey(line.SKU), idOf(r.ID), line.Quantity, r.State, r.CustomerID, r.CreatedBy, r.CreatedAt, r.ExpiresAt, nullTime(r.SettledAt))
+			SELECT * FROM unnest($1::text[], $2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::text[],
+			                     $7::timestamptz[], $8::timestamptz[], $9::timestamptz[])`,
+			added.keys, added.ids, added.quantities, added.states, added.customers, added.makers, added.created, added.expires, added.settled)
+	}
+	if len(changed.keys) > 0 {
+		batch.Queue(`
+			WITH settled AS (
+				UPDATE reservation_lines AS r SET state = new.state, settled_at = new.settled_at
+				  FROM unnest($2::text[], $3::uuid[], $4::text[], $5::timestamptz[]) AS new (resource, reservation, state, settled_at)
+				 WHERE r.resource = new.resource AND r.reservation = new.reservation AND r.state = 'held' RETURNING 1)
+			`+settled, len(changed.keys), changed.keys, changed.ids, changed.states, changed.settled)
 	}
 }
 
-func queueRedemption(batch *pgx.Batch, r domain.Redemption, stored bool) {
-	if stored {
+func queueRedemptions(batch *pgx.Batch, redemptions map[string]*working[domain.Redemption]) {
+	var added, changed struct {
+		keys              []domain.Key
+		ids, reservations []pgtype.UUID
+		states            []domain.RedemptionState
+		customers, makers []string
+		created           []time.Time
+		settled           []*time.Time
+	}
+	for _, id := range slices.Sorted(maps.Keys(redemptions)) {
+		w := redemptions[id]
+		if !w.dirty {
+			continue
+		}
+		rows := &added
+		if w.stored {
+			rows = &changed
+		}
+		rows.keys, rows.ids = append(rows.keys, domain.CouponKey(w.now.Code)), append(rows.ids, idOf(id))
+		rows.reservations, rows.states = append(rows.reservations, idOf(w.now.ReservationID)), append(rows.states, w.now.State)
+		rows.customers, rows.makers = append(rows.customers, w.now.CustomerID), append(rows.makers, w.now.CreatedBy)
+		rows.created, rows.settled = append(rows.created, w.now.CreatedAt), append(rows.settled, nullTime(w.now.SettledAt))
+	}
+	if len(added.keys) > 0 {
 		batch.Queue(`
-			UPDATE redemptions SET state = $3, settled_at = $4
-			WHERE resource = $1 AND redemption = $2 AND state = 'redeemed' RETURNING 1`,
-			domain.CouponKey(r.Code), idOf(r.ID), r.State, r.SettledAt).Query(exactlyOne("redemption " + r.ID))
+			INSERT INTO redemptions (resource, redemption, customer_id, reservation, state, created_by, created_at, settled_at)
+			SELECT * FROM unnest($1::text[], $2::uuid[], $3::text[], $4::uuid[], $5::text[], $6::text[], $7::timestamptz[], $8::timestamptz[])`,
+			added.keys, added.ids, added.customers, added.reservations, added.states, added.makers, added.created, added.settled)
+	}
+	if len(changed.keys) > 0 {
+		batch.Queue(`
+			WITH settled AS (
+				UPDATE redemptions AS r SET state = new.state, settled_at = new.settled_at
+				  FROM unnest($2::text[], $3::uuid[], $4::text[], $5::timestamptz[]) AS new (resource, redemption, state, settled_at)
+				 WHERE r.resource = new.resource AND r.redemption = new.redemption AND r.state = 'redeemed' RETURNING 1)
+			`+settled, len(changed.keys), changed.keys, changed.ids, changed.states, changed.settled)
+	}
+}
+
+func (t *tx) queueLedger(batch *pgx.Batch) {
+	if len(t.ledger) == 0 {
 		return
 	}
-	batch.Queue(`
-		INSERT INTO redemptions (resource, redemption, customer_id, reservation, state, created_by, created_at, settled_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
-		domain.CouponKey(r.Code), idOf(r.ID), r.CustomerID, idOf(r.ReservationID), r.State, r.CreatedBy, r.CreatedAt, nullTime(r.SettledAt))
-}
-
-func queueLedger(batch *pgx.Batch, row ledgerRow, g domain.Grant) {
+	t.evidence = &t.ledger[0]
+	var (
+		keys                           []domain.Key
+		entries, references            []pgtype.UUID
+		kinds                          []domain.EntryKind
+		onHand, reserved, sold, redeem []int64
+		strategies                     []string
+		epochs                         []int64
+		tokens                         []*int64
+		grants                         []pgtype.UUID
+	)
+	for _, row := range t.ledger {
+		keys, kinds = append(keys, row.key), append(kinds, row.why.Kind)
+		entries = append(entries, pgtype.UUID{Bytes: row.entry, Valid: true})
+		references = append(references, idOf(row.why.Reference))
+		onHand, reserved = append(onHand, row.onHandDelta), append(reserved, row.reservedDelta)
+		sold, redeem = append(sold, row.soldDelta), append(redeem, row.redeemedDelta)
+		g := t.grantOf(row.key)
+		strategies, epochs = append(strategies, g.Strategy), append(epochs, g.Epoch)
+		var token *int64
+		if g.Token != 0 {
+			n := int64(g.Token)
+			token = &n
+		}
+		tokens, grants = append(tokens, token), append(grants, pgtype.UUID{Bytes: g.ID, Valid: true})
+	}
 	batch.Queue(`
 		INSERT INTO ledger (resource, entry, kind, reference, on_hand_delta, reserved_delta, sold_delta, redeemed_delta,
 		                    strategy, epoch, token, grant_id)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, NULLIF($11::bigint, 0), $12)`,
-		row.key, row.entry, row.why.Kind, idOf(row.why.Reference),
-		row.onHandDelta, row.reservedDelta, row.soldDelta, row.redeemedDelta,
-		g.Strategy, g.Epoch, int64(g.Token), g.ID)
+		SELECT * FROM unnest($1::text[], $2::uuid[], $3::text[], $4::uuid[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[],
+		                     $9::text[], $10::bigint[], $11::bigint[], $12::uuid[])`,
+		keys, entries, kinds, references, onHand, reserved, sold, redeem, strategies, epochs, tokens, grants)
 }
 
 // idOf is the UUID behind a prefixed id; NULL if there is none, which is also what an id that cannot exist finds.
@@ -396,9 +596,20 @@ func idOf(id string) pgtype.UUID {
 	return pgtype.UUID{Bytes: u, Valid: err == nil && len(text) == 36}
 }
 
-func put[T any](m *map[string]T, key string, v T) {
+// idsOf leaves out what cannot be the id of anything.
+func idsOf(ids []string) []pgtype.UUID {
+	uuids := make([]pgtype.UUID, 0, len(ids))
+	for _, id := range ids {
+		if u := idOf(id); u.Valid {
+			uuids = append(uuids, u)
+		}
+	}
+	return uuids
+}
+
+func put[K comparable, T any](m *map[K]T, key K, v T) {
 	if *m == nil {
-		*m = map[string]T{}
+		*m = map[K]T{}
 	}
 	(*m)[key] = v
 }

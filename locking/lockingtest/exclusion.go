@@ -64,7 +64,7 @@ func testHoldersMeet(t *testing.T, w *world) {
 	var inside atomic.Int32
 	var met atomic.Bool
 	visit := func(ctx context.Context, n *node, _, _ int) error {
-		_, err := n.Do(ctx, []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
+		_, err := n.do(ctx, []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
 			if inside.Add(1) > 1 {
 				met.Store(true)
 			}
@@ -149,7 +149,7 @@ func testCancelledWaiters(t *testing.T, w *world) {
 	key := w.item(holder, w.fencing())
 	inside, leave := make(chan struct{}), make(chan struct{})
 	held, heldErr := async(func() error {
-		_, err := holder.Do(t.Context(), []domain.Key{key}, func(context.Context, domain.Tx) error {
+		_, err := holder.do(t.Context(), []domain.Key{key}, func(context.Context, domain.Tx) error {
 			close(inside)
 			<-leave
 			return nil
@@ -181,7 +181,7 @@ func testErrorInSection(t *testing.T, w *world) {
 	n := w.node()
 	key := w.item(n, w.fencing())
 	boom := errors.New("boom")
-	_, err := n.Do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
+	_, err := n.do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
 		if err := add(ctx, tx, key); err != nil {
 			return err
 		}
@@ -202,7 +202,7 @@ func testPanicInSection(t *testing.T, w *world) {
 		}
 	}()
 	require.PanicsWithValue(t, "boom", func() {
-		_, _ = n.Do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
+		_, _ = n.do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
 			if err := add(ctx, tx, key); err != nil {
 				return err
 			}
@@ -225,7 +225,7 @@ func testManyKeys(t *testing.T, w *world) {
 		for _, i := range pick {
 			mine = append(mine, keys[i])
 		}
-		_, err := n.Do(ctx, append(mine, mine[0]), func(ctx context.Context, tx domain.Tx) error {
+		_, err := n.do(ctx, append(mine, mine[0]), func(ctx context.Context, tx domain.Tx) error {
 			for _, key := range mine {
 				if err := add(ctx, tx, key); err != nil {
 					return err
@@ -255,7 +255,7 @@ func testPartialAcquire(t *testing.T, w *world) {
 	if second < first {
 		first, second = second, first
 	}
-	_, err := holder.Do(t.Context(), []domain.Key{second}, func(context.Context, domain.Tx) error {
+	_, err := holder.do(t.Context(), []domain.Key{second}, func(context.Context, domain.Tx) error {
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
 		_, err := other.addTo(ctx, second, first)

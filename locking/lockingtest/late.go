@@ -24,16 +24,17 @@ type lateDatabase struct {
 	url string
 }
 
-func (d lateDatabase) Transact(ctx context.Context, grants []domain.Grant, _ time.Duration, fn func(context.Context, domain.Tx) error) (domain.Receipt, error) {
-	receipt := domain.Receipt{Grants: grants}
+func (d lateDatabase) Transact(ctx context.Context, grants []domain.Grant, _ time.Duration, collect func() []domain.Section) (domain.Receipt, []error, error) {
+	sections := collect()
+	receipt, outcomes := domain.Receipt{Grants: grants}, make([]error, len(sections))
 	conn, err := pgx.Connect(ctx, d.url)
 	if err != nil {
-		return receipt, err
+		return receipt, outcomes, err
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	return receipt, pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+	return receipt, outcomes, pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		late := &lateTx{tx: tx}
-		if err := fn(ctx, late); err != nil {
+		if err := sections[0].Run(ctx, late); err != nil {
 			return err
 		}
 		for _, g := range grants {

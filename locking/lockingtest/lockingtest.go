@@ -74,13 +74,19 @@ func rowLocks(t strategies.Traits) bool   { return t.Exclusive && t.Fences && !t
 func fences(t strategies.Traits) bool     { return t.Fences }
 func unfenced(t strategies.Traits) bool   { return !t.Fences }
 
-// Run holds one row of the table to its promises, with instances that have poolSize connections each.
-func Run(t *testing.T, row strategies.Strategy, config strategies.Config, poolSize int32) {
+// Instance is how each instance of a suite is set up.
+type Instance struct {
+	PoolSize int32 // connections to PostgreSQL
+	MaxBatch int   // sections that may share a lock and a transaction
+}
+
+// Run holds one row of the table to its promises.
+func Run(t *testing.T, row strategies.Strategy, config strategies.Config, instance Instance) {
 	for _, s := range suite {
 		if s.applies(row.Traits) {
 			t.Run(s.name, func(t *testing.T) {
 				t.Parallel()
-				s.test(t, newWorld(t, row, config, poolSize))
+				s.test(t, newWorld(t, row, config, instance))
 			})
 		}
 	}
@@ -91,17 +97,17 @@ type world struct {
 	t        *testing.T
 	row      strategies.Strategy
 	config   strategies.Config
-	poolSize int32
+	instance Instance
 	db       postgrestest.Database
 	observer *pgx.Conn // the owner: looks at the database without using an instance's pool
 	mu       sync.Mutex
 }
 
-func newWorld(t *testing.T, row strategies.Strategy, config strategies.Config, poolSize int32) *world {
+func newWorld(t *testing.T, row strategies.Strategy, config strategies.Config, instance Instance) *world {
 	config.LeaseTTL = longTerm
 	config.Log = slog.New(slog.DiscardHandler)
 	db := postgrestest.New(t)
-	return &world{t: t, row: row, config: config, poolSize: poolSize, db: db, observer: postgrestest.Connect(t, db.OwnerURL)}
+	return &world{t: t, row: row, config: config, instance: instance, db: db, observer: postgrestest.Connect(t, db.OwnerURL)}
 }
 
 // node is an instance.
@@ -142,7 +148,7 @@ func (w *world) node(change ...func(*locking.Backend, *locking.Database)) *node 
 	backends, err := strategies.Open(w.config)
 	require.NoError(w.t, err)
 	w.t.Cleanup(func() { _ = backends.Close() })
-	store := w.db.Store(w.t, w.poolSize)
+	store := w.db.Store(w.t, w.instance.PoolSize)
 	n := &node{store: store}
 	for _, b := range backends {
 		if b.Name == w.row.Name {
@@ -153,7 +159,10 @@ func (w *world) node(change ...func(*locking.Backend, *locking.Database)) *node 
 	for _, f := range change {
 		f(n.backend, &database)
 	}
-	n.Guard = locking.NewGuard(database, backends, locking.Options{LockWait: deadline, Log: w.config.Log, Observe: n.watch.observe})
+	n.Guard = locking.NewGuard(database, backends, locking.Options{
+		LockWait: deadline, MaxBatch: w.instance.MaxBatch, MaxQueue: 1000, Log: w.config.Log, Observe: n.watch.observe,
+	})
+	w.t.Cleanup(n.Wait) // before the servers are left
 	require.NoError(w.t, n.Claim(w.t.Context(), map[domain.Scope]string{
 		domain.ScopeInventory: w.row.Name, domain.ScopeCoupons: w.row.Name,
 	}))
@@ -245,9 +254,14 @@ func add(ctx context.Context, tx domain.Tx, key domain.Key) error {
 	return nil
 }
 
+// do runs fn as a section.
+func (n *node) do(ctx context.Context, keys []domain.Key, fn func(context.Context, domain.Tx) error) (domain.Receipt, error) {
+	return n.Do(ctx, domain.Section{Keys: keys, Run: fn})
+}
+
 // addTo adds one unit in a section of its own.
 func (n *node) addTo(ctx context.Context, keys ...domain.Key) (domain.Receipt, error) {
-	return n.Do(ctx, keys, func(ctx context.Context, tx domain.Tx) error {
+	return n.do(ctx, keys, func(ctx context.Context, tx domain.Tx) error {
 		for _, key := range keys {
 			if err := add(ctx, tx, key); err != nil {
 				return err

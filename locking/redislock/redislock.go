@@ -50,6 +50,7 @@ func Open(url string, ttl time.Duration, log *slog.Logger) (*locking.Backend, er
 		Fences:   true,
 		Server:   server.addr(),
 		Locker:   l,
+		Turn:     20 * time.Millisecond,
 		Identify: l.identify,
 		Close: func() error {
 			l.bell.close()

@@ -80,6 +80,7 @@ func OpenRedlock(urls []string, ttl time.Duration, log *slog.Logger) (*locking.B
 		Fences:   true,
 		Server:   strings.Join(addrs, ","),
 		Locker:   l,
+		Turn:     50 * time.Millisecond,
 		Identify: l.identify,
 		Close: func() error {
 			l.bell.close()

@@ -10,8 +10,8 @@ import (
 	"fencepost/locking/strategies"
 )
 
-// Every row of the table passes the suite, also when an instance has one connection only: a section that asked for a
-// second one while it holds the first would never end.
+// Every row of the table passes the suite: with sections that share a lock and without, and also when an instance has one
+// connection only, where a section that asked for a second one while it holds the first would never end.
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	config := strategies.Config{
@@ -20,10 +20,10 @@ func TestConformance(t *testing.T) {
 		ZooKeeperServers: strings.Split(os.Getenv("FENCEPOST_ZOOKEEPER_SERVERS"), ","),
 	}
 	for _, row := range strategies.All() {
-		for _, poolSize := range []int32{1, 8} {
-			t.Run(fmt.Sprintf("%s/pool of %d", row.Name, poolSize), func(t *testing.T) {
+		for _, instance := range []lockingtest.Instance{{PoolSize: 1, MaxBatch: 1}, {PoolSize: 1, MaxBatch: 64}, {PoolSize: 8, MaxBatch: 64}} {
+			t.Run(fmt.Sprintf("%s/pool of %d/batch of %d", row.Name, instance.PoolSize, instance.MaxBatch), func(t *testing.T) {
 				t.Parallel()
-				lockingtest.Run(t, row, config, poolSize)
+				lockingtest.Run(t, row, config, instance)
 			})
 		}
 	}

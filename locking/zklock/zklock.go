@@ -71,6 +71,7 @@ func Open(servers []string, auth string, term time.Duration, log *slog.Logger) (
 		Fences:   true,
 		Server:   l.client.String(),
 		Locker:   l,
+		Turn:     100 * time.Millisecond,
 		Identify: l.identify,
 		Close:    l.client.close,
 	}, nil

@@ -340,7 +340,7 @@ func TestHolderThatIsCutOff(t *testing.T) {
 
 	var cutAt, toldAt time.Time
 	var next <-chan answer
-	_, err := guard.Do(t.Context(), []domain.Key{key}, func(ctx context.Context, _ domain.Tx) error {
+	_, err := guard.Do(t.Context(), domain.Section{Keys: []domain.Key{key}, Run: func(ctx context.Context, _ domain.Tx) error {
 		next = acquireAside(within(t, 2*patience), waiting, key)
 		// It is renewed for a while, and would not be lost if nothing happened.
 		select {
@@ -353,7 +353,7 @@ func TestHolderThatIsCutOff(t *testing.T) {
 		await(t, "the section is told", ctx.Done())
 		toldAt = time.Now()
 		return context.Cause(ctx)
-	})
+	}})
 	require.ErrorIs(t, err, domain.ErrLockLost)
 	require.Less(t, toldAt.Sub(cutAt), shortTerm*2/3+300*time.Millisecond)
 	got := await(t, "the next has the lock", next)
@@ -592,6 +592,6 @@ func (*database) ClaimAuthority(_ context.Context, scope domain.Scope, strategy,
 	return domain.Authority{Scope: scope, Strategy: strategy, Fingerprint: fingerprint, Epoch: 1}, nil
 }
 
-func (*database) Transact(ctx context.Context, _ []domain.Grant, _ time.Duration, fn func(context.Context, domain.Tx) error) (domain.Receipt, error) {
-	return domain.Receipt{}, fn(ctx, nil)
+func (*database) Transact(ctx context.Context, _ []domain.Grant, _ time.Duration, collect func() []domain.Section) (domain.Receipt, []error, error) {
+	return domain.Receipt{}, []error{collect()[0].Run(ctx, nil)}, nil
 }

@@ -1,0 +1,235 @@
+package locking
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"fencepost/domain"
+)
+
+// queues coalesces sections. Those that wait in this process for the same key form a queue, and each queue is served by one
+// goroutine: it takes the lock, runs a batch of what waits in one transaction, answers, and goes on with the next batch
+// until its turn is over or nobody waits. A lock and a COMMIT so carry many sections, which is what makes a hot key fast; and
+// what arrives while a batch is under way forms the next one, so that a cold key does not wait for company.
+type queues struct {
+	guard *Guard
+	limit int
+
+	serving sync.WaitGroup
+	mu      sync.Mutex
+	of      map[domain.Key]*queue // those with somebody waiting, or under way
+}
+
+// queue is the sections that wait for one key, the longest waiting first.
+type queue struct {
+	*queues
+	key     domain.Key
+	waiting []*call
+	abandon context.CancelFunc // gives up waiting for the lock; nil while it is held
+	tries   int                // holds in a row that were refused before anybody's section had begun
+}
+
+// call is one caller's section.
+type call struct {
+	ctx      context.Context
+	section  domain.Section
+	arrived  time.Time
+	deadline time.Time
+	tries    int
+
+	done    chan struct{} // closed when the rest is set
+	receipt domain.Receipt
+	err     error
+	panic   any
+}
+
+// do has the section run with others of its key. wait bounds how long it may take until it begins.
+func (qs *queues) do(wait context.Context, key domain.Key, section domain.Section) (domain.Receipt, error) {
+	c := &call{ctx: wait, section: section, arrived: time.Now(), done: make(chan struct{})}
+	c.deadline, _ = wait.Deadline()
+	if err := qs.join(key, c); err != nil {
+		return domain.Receipt{}, err
+	}
+	select {
+	case <-c.done:
+	case <-wait.Done():
+		if qs.leave(key, c) {
+			return domain.Receipt{LockWait: time.Since(c.arrived)}, fmt.Errorf("waiting for %s: %w", key, context.Cause(wait))
+		}
+		<-c.done // it has begun: its answer is on the way, and nobody else can tell what became of it
+	}
+	if c.panic != nil {
+		panic(c.panic) // on the caller's goroutine, where it belongs
+	}
+	return c.receipt, c.err
+}
+
+func (qs *queues) join(key domain.Key, c *call) error {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	q := qs.of[key]
+	if q == nil {
+		q = &queue{queues: qs, key: key}
+		qs.of[key] = q
+		qs.serving.Go(q.serve)
+	}
+	if len(q.waiting) >= qs.limit {
+		return fmt.Errorf("%w: %d wait for %s", domain.ErrQueueFull, len(q.waiting), key)
+	}
+	q.waiting = append(q.waiting, c)
+	return nil
+}
+
+// leave drops a call that has not begun, and tells whether it has not.
+func (qs *queues) leave(key domain.Key, c *call) bool {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	q := qs.of[key]
+	if q == nil {
+		return false
+	}
+	i := slices.Index(q.waiting, c)
+	if i < 0 {
+		return false
+	}
+	q.waiting = slices.Delete(q.waiting, i, i+1)
+	if len(q.waiting) == 0 && q.abandon != nil {
+		q.abandon()
+	}
+	return true
+}
+
+// serve works until nobody waits.
+func (q *queue) serve() {
+	for {
+		q.mu.Lock()
+		if len(q.waiting) == 0 {
+			delete(q.of, q.key)
+			q.mu.Unlock()
+			return
+		}
+		// What is done for all of them is done in the name of the first, whose trace it belongs to, and not for its sake
+		// alone: it ends when all of them have left.
+		ctx, abandon := context.WithCancel(context.WithoutCancel(q.waiting[0].ctx))
+		q.abandon = abandon
+		q.mu.Unlock()
+		q.turn(ctx)
+		abandon()
+	}
+}
+
+// turn takes the lock once, and serves whoever waits until the turn is over.
+func (q *queue) turn(ctx context.Context) {
+	h, err := q.guard.hold(ctx, ctx, []domain.Key{q.key})
+	if err != nil {
+		q.fail(ctx, err)
+		return
+	}
+	defer h.end() // after the answers: nobody has to wait for it
+	for began := time.Now(); q.waits() && q.run(ctx, h) && time.Since(began) < h.turn; {
+	}
+}
+
+func (q *queue) waits() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.waiting) > 0
+}
+
+// next takes the longest waiting calls out of the queue. They cannot leave any more.
+func (q *queue) next(limit int) []*call {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.abandon, q.tries = nil, 0
+	n := min(limit, len(q.waiting))
+	batch := slices.Clone(q.waiting[:n])
+	q.waiting = slices.Delete(q.waiting, 0, n)
+	return batch
+}
+
+// fail gives everybody who waits the same error: the lock could not be had. If ctx is over, then because all had left; those
+// who have come since get a turn of their own. And a time-out is each caller's own affair.
+func (q *queue) fail(ctx context.Context, err error) {
+	if ctx.Err() != nil || errors.Is(err, domain.ErrLockTimeout) {
+		return
+	}
+	for _, c := range q.next(math.MaxInt) {
+		c.receipt.LockWait = time.Since(c.arrived)
+		c.err = err
+		close(c.done)
+	}
+}
+
+// run runs a batch and answers its callers. It returns false if the hold is of no more use.
+func (q *queue) run(ctx context.Context, h *hold) bool {
+	limit := q.guard.maxBatch
+	if !h.excludes {
+		limit = 1 // the strategy was changed while they waited; a lock that does not exclude must not look as if it did
+	}
+	var batch []*call
+	var began time.Time
+	receipt, outcomes, retry, err := h.transact(q.guard.lockWait, func() []domain.Section {
+		began = time.Now()
+		batch = q.next(limit)
+		sections := make([]domain.Section, len(batch))
+		for i, c := range batch {
+			sections[i] = domain.Section{Reads: c.section.Reads, Run: func(ctx context.Context, tx domain.Tx) error {
+				return c.run(ctx, tx, q.guard.log)
+			}}
+		}
+		return sections
+	})
+	switch {
+	case len(batch) == 0 && retry && q.tries < maxTries-1:
+		q.tries++
+		return false
+	case len(batch) == 0 && err != nil:
+		q.fail(ctx, err)
+		return false
+	case len(batch) == 0: // all have left
+		return true
+	case retry && batch[0].tries < maxTries-1:
+		for _, c := range batch {
+			c.tries++
+		}
+		q.mu.Lock()
+		q.waiting = append(batch, q.waiting...)
+		q.mu.Unlock()
+		return false
+	}
+	for i, c := range batch {
+		c.receipt = receipt
+		c.receipt.LockWait = began.Sub(c.arrived)
+		c.err = outcomes[i]
+		if err != nil {
+			// Also for a section that was refused: what it decided on may never have been. But it has put nothing, and
+			// that is certain whatever became of the transaction.
+			c.err = err
+			if outcomes[i] != nil && errors.Is(err, domain.ErrOutcomeUnknown) {
+				c.err = &domain.UnavailableError{Server: "PostgreSQL", Err: errors.New("the transaction that it shared has an unknown outcome")}
+			}
+		}
+		close(c.done)
+	}
+	return err == nil
+}
+
+// run is the section's Run, but for a panic, which would take the whole process with it: it is kept for the caller.
+func (c *call) run(ctx context.Context, tx domain.Tx, log *slog.Logger) (err error) {
+	defer func() {
+		if c.panic = recover(); c.panic != nil {
+			log.Error("a section has panicked", "panic", c.panic, "stack", string(debug.Stack())) // its goroutine's, not the caller's
+			err = errPanicked
+		}
+	}()
+	return c.section.Run(ctx, tx)
+}
+
+var errPanicked = errors.New("the section has panicked")
