@@ -190,6 +190,112 @@ func TestCommit(t *testing.T) {
 	}
 }
 
+// Sections that share a transaction see what those before them have put, and nothing of those that failed.
+func TestSharedTransaction(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	key := w.item(t, "a", 10, domain.FencingEnforced)
+	earlier := reservation(domain.Line{SKU: "a", Quantity: 6})
+	require.NoError(t, w.section(t, hold(earlier), key))
+
+	boom := errors.New("boom")
+	abandoned, taken, refused, last := reservation(domain.Line{SKU: "a", Quantity: 4}), reservation(domain.Line{SKU: "a", Quantity: 4}),
+		reservation(domain.Line{SKU: "a", Quantity: 1}), reservation(domain.Line{SKU: "a", Quantity: 5})
+	release := func(ctx context.Context, tx domain.Tx) error {
+		r, err := tx.Reservation(ctx, earlier.ID)
+		if err != nil {
+			return err
+		}
+		if r.State != domain.Held {
+			return domain.ErrWrongState
+		}
+		item, err := tx.Item(ctx, "a")
+		if err != nil {
+			return err
+		}
+		if err := item.Release(6); err != nil {
+			return err
+		}
+		r.State, r.SettledAt = domain.Released, r.CreatedAt
+		tx.PutItem(item, domain.Entry{Kind: domain.EntryRelease, Reference: r.ID})
+		tx.PutReservation(r)
+		return nil
+	}
+	then := func(run func(context.Context, domain.Tx) error, err error) func(context.Context, domain.Tx) error {
+		return func(ctx context.Context, tx domain.Tx) error { return errors.Join(run(ctx, tx), err) }
+	}
+	g := w.grant(key)
+	receipt, outcomes, err := w.store.Transact(t.Context(), []domain.Grant{g}, wait, func() []domain.Section {
+		return []domain.Section{
+			{Run: then(hold(abandoned), boom)}, // has put everything, and fails after that
+			{Run: hold(taken)},
+			{Run: hold(refused)}, // nothing is left
+			{Run: then(release, boom), Reads: domain.Reads{Reservations: []string{earlier.ID}}},
+			{Run: release},
+			{Run: hold(last)},
+			{Run: release}, // sees that it was released
+		}
+	})
+	require.NoError(t, err)
+	assert.Equal(t, []domain.Grant{g}, receipt.Grants)
+	for i, want := range []error{boom, nil, domain.ErrOutOfStock, boom, nil, nil, domain.ErrWrongState} {
+		assert.ErrorIs(t, outcomes[i], want, "section %d", i)
+	}
+	item, err := w.store.Item(t.Context(), "a")
+	require.NoError(t, err)
+	assert.EqualValues(t, 9, item.Reserved)
+	for _, r := range []domain.Reservation{taken, last} {
+		stored, err := w.store.Reservation(t.Context(), r.ID)
+		require.NoError(t, err)
+		assert.Equal(t, r, stored)
+	}
+	for _, r := range []domain.Reservation{abandoned, refused} {
+		_, err := w.store.Reservation(t.Context(), r.ID)
+		require.ErrorIs(t, err, domain.ErrNotFound)
+	}
+	stored, err := w.store.Reservation(t.Context(), earlier.ID)
+	require.NoError(t, err)
+	assert.Equal(t, domain.Released, stored.State)
+	assert.True(t, w.audit(t, key).OK())
+	conn := postgrestest.Connect(t, w.db.ServiceURL)
+	assert.EqualValues(t, 5, query[int64](t, conn, `SELECT count(*) FROM ledger WHERE resource = $1`, key), "create, hold; hold, release, hold")
+
+	// When none of them has succeeded, the server is spared the COMMIT.
+	before, err := w.store.Item(t.Context(), "a")
+	require.NoError(t, err)
+	_, outcomes, err = w.store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, func() []domain.Section {
+		return []domain.Section{{Run: then(hold(refused), boom)}, {Run: release}}
+	})
+	require.NoError(t, err)
+	require.ErrorIs(t, outcomes[0], boom)
+	require.ErrorIs(t, outcomes[1], domain.ErrWrongState)
+	w.untouched(t, key, before)
+}
+
+// A section whose read breaks the transaction breaks it for all.
+func TestSharedTransactionBreaks(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	key := w.item(t, "a", 10, domain.FencingEnforced)
+	before, err := w.store.Item(t.Context(), "a")
+	require.NoError(t, err)
+	admin := postgrestest.Connect(t, w.db.ServiceURL)
+	_, _, err = w.store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, func() []domain.Section {
+		return []domain.Section{
+			{Run: hold(reservation(domain.Line{SKU: "a", Quantity: 1}))},
+			{Run: func(ctx context.Context, tx domain.Tx) error {
+				pid := backend(t, admin, `state = 'idle in transaction'`)
+				query[bool](t, admin, `SELECT pg_terminate_backend($1)`, pid)
+				_, err := tx.Reservation(ctx, domain.ReservationPrefix+uuid.NewString())
+				return err
+			}},
+			{Run: func(context.Context, domain.Tx) error { panic("not reached") }},
+		}
+	})
+	require.ErrorIs(t, err, domain.ErrUnavailable)
+	w.untouched(t, key, before)
+}
+
 func TestRollback(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

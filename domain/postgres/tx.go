@@ -593,7 +593,7 @@ func (t *tx) queueLedger(batch *pgx.Batch) {
 func idOf(id string) pgtype.UUID {
 	_, text, _ := strings.Cut(id, "_")
 	u, err := uuid.Parse(text)
-	return pgtype.UUID{Bytes: u, Valid: err == nil && len(text) == 36}
+	return pgtype.UUID{Bytes: u, Valid: err == nil && u.String() == text} // one way to write an id, not several
 }
 
 // idsOf leaves out what cannot be the id of anything.
