@@ -40,6 +40,7 @@ func (s *server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 		c.Set(keyRequestID, id)
 		c.Response().Header().Set(echo.HeaderXRequestID, id)
 
+		c.Request().Pattern = c.Request().Method + " " + c.Path() // as net/http's own router does; traces read it
 		if err := recovered(next)(c); err != nil {
 			c.Error(err)
 		}

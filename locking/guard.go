@@ -40,6 +40,8 @@ type Options struct {
 	// Observe, if set, is told what happens to locks and at the fence. It is called while locks are held, from several
 	// goroutines at once, so it must not wait for anything.
 	Observe func(domain.Event)
+	// Span, if set, begins a span of a trace, and returns the context for what is part of it and the function that ends it.
+	Span func(ctx context.Context, name string, keys []domain.Key) (context.Context, func([]domain.Grant, error))
 }
 
 // Guard implements domain.Guard over any mix of strategies.
@@ -58,7 +60,7 @@ var _ domain.Guard = (*Guard)(nil)
 
 // NewGuard makes a guard. Claim tells it which strategy this instance uses for a scope.
 func NewGuard(db Database, backends Backends, o Options) *Guard {
-	g := &Guard{db: db, backends: backends, lockWait: o.LockWait, maxBatch: max(o.MaxBatch, 1), log: o.Log, watcher: watcher{tell: o.Observe}}
+	g := &Guard{db: db, backends: backends, lockWait: o.LockWait, maxBatch: max(o.MaxBatch, 1), log: o.Log, watcher: watcher{tell: o.Observe, trace: o.Span}}
 	g.queues = queues{guard: g, limit: max(o.MaxQueue, 1), of: map[domain.Key]*queue{}}
 	return g
 }
@@ -85,7 +87,8 @@ func (g *Guard) Do(ctx context.Context, section domain.Section) (receipt domain.
 		return receipt, errors.New("locking: a section needs at least one key")
 	}
 	began := time.Now()
-	defer func() { g.ended(keys, began, receipt, err) }()
+	ctx, end := g.span(ctx, "section", keys)
+	defer func() { g.ended(keys, began, receipt, err); end(receipt.Grants, err) }()
 	wait, cancel := context.WithTimeoutCause(ctx, g.lockWait, domain.ErrLockTimeout)
 	defer cancel() // all tries share one wait
 	if g.maxBatch > 1 && len(keys) == 1 && !section.Alone {
@@ -168,13 +171,16 @@ func (g *Guard) hold(ctx, wait context.Context, keys []domain.Key) (h *hold, err
 			ID: domain.GrantID(uuid.New()), RowLock: bound.backend.RowLocks,
 		}
 		if bound.backend.Locker != nil {
-			lease, err := bound.backend.Locker.Acquire(wait, key, grant.ID)
+			acquiring, end := g.span(wait, "lock", []domain.Key{key})
+			lease, err := bound.backend.Locker.Acquire(acquiring, key, grant.ID)
 			if err != nil {
+				end(nil, err)
 				return h, fmt.Errorf("acquiring %s: %w", key, waitError(wait, err))
 			}
 			h.taken = append(h.taken, lease)
 			h.leases[key] = lease
 			grant.Token = lease.Token
+			end([]domain.Grant{grant}, nil)
 			if lease.Extend != nil {
 				go lease.keep(h.section, h.losing(grant))
 			}

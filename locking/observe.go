@@ -11,7 +11,8 @@ import (
 
 // watcher is told what happens.
 type watcher struct {
-	tell func(domain.Event) // nil: nobody watches
+	tell  func(domain.Event) // nil: nobody watches
+	trace func(context.Context, string, []domain.Key) (context.Context, func([]domain.Grant, error))
 
 	mu     sync.Mutex
 	others map[domain.Scope]int64 // the newest epoch of each scope that was told to be another's
@@ -22,6 +23,13 @@ func (g *Guard) observe(e domain.Event) {
 		e.At = time.Now()
 		g.watcher.tell(e)
 	}
+}
+
+func (g *Guard) span(ctx context.Context, name string, keys []domain.Key) (context.Context, func([]domain.Grant, error)) {
+	if g.watcher.trace == nil {
+		return ctx, func([]domain.Grant, error) {}
+	}
+	return g.watcher.trace(ctx, name, keys)
 }
 
 // ended reports a section to which its caller gets the answer.

@@ -55,6 +55,7 @@ var libraries = []struct {
 	{"github.com/labstack/echo/", []string{"handlers", "cmd/fencepost"}, "a move to the next version of echo must touch two folders"},
 	{"github.com/jackc/pgx/", []string{"domain/postgres", "migrations", "cmd/lab", "cmd/lab/*", "cmd/lab/internal/*"}, "SQL stops at the store; the laboratory judges the store with SQL of its own"},
 	{"github.com/prometheus/", []string{"observe"}, "metrics are defined in one place, and counted from events"},
+	{"go.opentelemetry.io/otel/sdk", []string{"observe"}, "where traces go is decided in one place; who makes spans is handed a provider"},
 	{"github.com/redis/go-redis/", []string{"locking/redislock", "cmd/fencepost", "cmd/lab/internal/*"}, "the words of Redis stop at its strategies"},
 	{"github.com/go-zookeeper/zk", []string{"locking/zklock", "cmd/lab/internal/*"}, "the words of ZooKeeper stop at its strategy"},
 }

@@ -14,7 +14,18 @@ const (
 	keptEvents = 8192
 	// The longest that the audit in the background may keep PostgreSQL busy.
 	auditTimeout = 10 * time.Second
+	// The longest that sending the last traces may delay the end.
+	traceTimeout = 3 * time.Second
 )
+
+// stopTraces sends the last of the traces, for which a collector that does not answer is not waited for long.
+func stopTraces(ctx context.Context, traces *observe.Traces, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), traceTimeout)
+	defer cancel()
+	if err := traces.Stop(ctx); err != nil {
+		log.Warn("the last traces could not be sent", "error", err)
+	}
+}
 
 // poolState is how metrics see the connections to PostgreSQL.
 func poolState(store *postgres.Store) func() observe.Pool {

@@ -43,9 +43,15 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 	log := c.logger(con.err)
 	starting, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
+	traces, err := observe.StartTraces(starting, version(), handlers.Outcome, log)
+	if err != nil {
+		return configError{err.Error()}
+	}
+	defer stopTraces(ctx, traces, log)
+	log = traces.Log(log)
 
 	store, err := postgres.Open(starting, c.DatabaseURL, postgres.Options{
-		MaxConns: int32(c.DatabaseConns), Instance: c.instance(), Log: log,
+		MaxConns: int32(c.DatabaseConns), Instance: c.instance(), Log: log, Traces: traces.Provider(),
 	})
 	if err != nil {
 		return err
@@ -62,7 +68,7 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 	backends, err := strategies.Open(strategies.Config{
 		RedisURL: c.RedisURL, RedlockURLs: c.RedlockURLs,
 		ZooKeeperServers: c.ZooKeeperServers, ZooKeeperAuth: c.ZooKeeperAuth,
-		LeaseTTL: c.LeaseTTL, Log: log,
+		LeaseTTL: c.LeaseTTL, Log: log, Traces: traces.Provider(),
 	})
 	if err != nil {
 		return err
@@ -76,6 +82,7 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 			metrics.Event(e)
 			events.Publish(e)
 		},
+		Span: traces.Span(),
 	})
 	defer guard.Wait() // a lock that is not given back before the servers are left stays until its term ends
 	claims := map[domain.Scope]string{domain.ScopeInventory: c.InventoryLock, domain.ScopeCoupons: c.CouponLock}
@@ -123,6 +130,7 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		draining.Store(true)
 		events.Close() // a stream has no end of its own to wait for; its reader finds another instance
 	}
+	handler = traces.Handler(handler, "/healthz", "/readyz", "/metrics", "/v1/events")
 	return c.serve(ctx, listener, handler, drain, log)
 }
 

@@ -15,11 +15,13 @@ import (
 	"sync"
 	"time"
 
+	"github.com/exaring/otelpgx"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/trace"
 
 	"fencepost/domain"
 )
@@ -29,6 +31,7 @@ type Options struct {
 	MaxConns int32  // connections for requests; two more are kept for health checks and the audit in the background
 	Instance string // names this process in recorded refusals
 	Log      *slog.Logger
+	Traces   trace.TracerProvider // of what is done for requests; nil: nobody traces
 }
 
 // Store is one PostgreSQL database, reached as the service's role. It is safe for concurrent use.
@@ -67,10 +70,13 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 		return &pgconn.CancelRequestContextWatcherHandler{Conn: conn, DeadlineDelay: cancelGrace}
 	}
 	s := &Store{instance: o.Instance, log: o.Log}
+	healthConfig := config.Copy()
+	if o.Traces != nil {
+		config.ConnConfig.Tracer = otelpgx.NewTracer(otelpgx.WithTracerProvider(o.Traces), otelpgx.WithDisableConnectionDetailsInAttributes())
+	}
 	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, fmt.Errorf("preparing the connection pool: %w", err)
 	}
-	healthConfig := config.Copy()
 	healthConfig.MaxConns = 2 // AuditSums may take long, and must not make the instance look dead
 	if s.health, err = pgxpool.NewWithConfig(ctx, healthConfig); err != nil {
 		s.pool.Close()

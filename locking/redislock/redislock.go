@@ -3,12 +3,14 @@ package redislock
 import (
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
+	"go.opentelemetry.io/otel/trace"
 
 	"fencepost/domain"
 	"fencepost/locking"
@@ -36,11 +38,14 @@ type Locker struct {
 
 var _ locking.Locker = (*Locker)(nil)
 
-// Open makes the backend for the server at url. It does not need the server to answer yet.
-func Open(url string, ttl time.Duration, log *slog.Logger) (*locking.Backend, error) {
+// Open makes the backend for the server at url. It does not need the server to answer yet. traces may be nil.
+func Open(url string, ttl time.Duration, traces trace.TracerProvider, log *slog.Logger) (*locking.Backend, error) {
 	server, err := newServer(url, ttl/4)
 	if err != nil {
 		return nil, err
+	}
+	if err := traceCalls(server.Client, traces); err != nil {
+		return nil, errors.Join(err, server.Close())
 	}
 	l := &Locker{server: server, ttl: ttl}
 	l.bell = newBell(log, server)
