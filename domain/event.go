@@ -15,7 +15,8 @@ const (
 	EventRefused EventKind = "refused"
 	// EventLost: a holder cannot be sure of its lock any more. Grants, Err.
 	EventLost EventKind = "lost"
-	// EventTakenOver: this instance has put its strategy, on its servers, in charge of a scope. Authority.
+	// EventTakenOver: this instance has put its strategy, on its servers, in charge of a scope, or follows an order that has.
+	// Authority.
 	EventTakenOver EventKind = "taken_over"
 	// EventRaised: this instance has begun a new epoch of the same authority, because its counter had gone back. Authority.
 	EventRaised EventKind = "epoch_raised"

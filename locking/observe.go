@@ -38,7 +38,8 @@ func (g *Guard) ended(keys []domain.Key, began time.Time, receipt domain.Receipt
 	if e.Grants == nil { // it did not come to its transaction, or has panicked there
 		e.LockWait = time.Since(began)
 		for _, key := range keys {
-			e.Grants = append(e.Grants, g.reigns.known(key))
+			a, _ := g.reigns.recall(key)
+			e.Grants = append(e.Grants, domain.Grant{Key: key, Strategy: a.Strategy, Epoch: a.Epoch})
 		}
 		if err == nil {
 			e.Err = errPanicked
@@ -69,7 +70,7 @@ func (h *hold) losing(grant domain.Grant) context.CancelCauseFunc {
 
 // superseded is the error in which a reign ends that is not this instance's. It is reported once: a superseded instance
 // meets it at every request.
-func (g *Guard) superseded(a domain.Authority, ours string) error {
+func (g *Guard) superseded(a domain.Authority, why string) error {
 	g.watcher.mu.Lock()
 	first := g.watcher.others[a.Scope] < a.Epoch
 	if first {
@@ -82,6 +83,6 @@ func (g *Guard) superseded(a domain.Authority, ours string) error {
 	if first {
 		g.observe(domain.Event{Kind: domain.EventSuperseded, Authority: &a})
 	}
-	return fmt.Errorf("%w: %s is run by %s since %s, this instance uses %s",
-		domain.ErrSuperseded, a.Scope, a.Strategy, a.Since.UTC().Format("2006-01-02 15:04:05"), ours)
+	return fmt.Errorf("%w: %s is run by %s since %s; %s",
+		domain.ErrSuperseded, a.Scope, a.Strategy, a.Since.UTC().Format("2006-01-02 15:04:05"), why)
 }

@@ -180,9 +180,8 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 		batch = q.next(limit)
 		sections := make([]domain.Section, len(batch))
 		for i, c := range batch {
-			sections[i] = domain.Section{Reads: c.section.Reads, Run: func(ctx context.Context, tx domain.Tx) error {
-				return c.run(ctx, tx, q.guard.log)
-			}}
+			sections[i] = c.section
+			sections[i].Run = func(ctx context.Context, tx domain.Tx) error { return c.run(ctx, tx, q.guard.log) }
 		}
 		return sections
 	})

@@ -107,7 +107,7 @@ func (m *Metrics) Event(e domain.Event) {
 	}
 }
 
-// strategyOf is empty for a section of a resource that this instance knows nothing of, perhaps because there is none.
+// strategyOf is empty for a section that ended before it was known under which strategy it would have run.
 func strategyOf(grants []domain.Grant) string {
 	if len(grants) == 0 {
 		return ""

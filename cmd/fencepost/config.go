@@ -48,12 +48,13 @@ type Config struct {
 	ZooKeeperAuth     string   `name:"zookeeper-auth" env:"FENCEPOST_ZOOKEEPER_AUTH" secret:"pair" placeholder:"USER:PASSWORD" help:"Whom the nodes in ZooKeeper belong to. Without it, they are open to all who reach it."`
 	ZooKeeperAuthFile string   `name:"zookeeper-auth-file" env:"FENCEPOST_ZOOKEEPER_AUTH_FILE" placeholder:"FILE" help:"A file with FENCEPOST_ZOOKEEPER_AUTH in it."`
 
-	LeaseTTL   time.Duration `env:"FENCEPOST_LEASE_TTL" default:"10s" help:"How long a lease lives when its holder is not heard of."`
-	LockWait   time.Duration `env:"FENCEPOST_LOCK_WAIT" default:"5s" help:"The longest wait for a lock."`
-	MaxBatch   int           `env:"FENCEPOST_MAX_BATCH" default:"256" placeholder:"N" help:"How many requests for one resource may share a lock and a transaction (${default}); 1 is a lock and a transaction for each."`
-	MaxQueue   int           `env:"FENCEPOST_MAX_QUEUE" default:"2000" placeholder:"N" help:"How many requests may wait in this instance for one resource (${default}). Beyond it they are refused at once, with 503 queue_full."`
-	HoldTTL    time.Duration `env:"FENCEPOST_HOLD_TTL" default:"10m" help:"How long a reservation holds stock when the request does not say."`
-	MaxHoldTTL time.Duration `env:"FENCEPOST_MAX_HOLD_TTL" default:"24h" help:"The longest hold that a request may ask for."`
+	LeaseTTL    time.Duration `env:"FENCEPOST_LEASE_TTL" default:"10s" help:"How long a lease lives when its holder is not heard of."`
+	LockWait    time.Duration `env:"FENCEPOST_LOCK_WAIT" default:"5s" help:"The longest wait for a lock."`
+	MaxBatch    int           `env:"FENCEPOST_MAX_BATCH" default:"256" placeholder:"N" help:"How many requests for one resource may share a lock and a transaction (${default}); 1 is a lock and a transaction for each."`
+	MaxQueue    int           `env:"FENCEPOST_MAX_QUEUE" default:"2000" placeholder:"N" help:"How many requests may wait in this instance for one resource (${default}). Beyond it they are refused at once, with 503 queue_full."`
+	MaxRequests int           `env:"FENCEPOST_MAX_REQUESTS" default:"4096" placeholder:"N" help:"How many requests may be under way in this instance, those that wait for a lock included (${default}). Beyond it they are refused at once, with 503 overloaded."`
+	HoldTTL     time.Duration `env:"FENCEPOST_HOLD_TTL" default:"10m" help:"How long a reservation holds stock when the request does not say."`
+	MaxHoldTTL  time.Duration `env:"FENCEPOST_MAX_HOLD_TTL" default:"24h" help:"The longest hold that a request may ask for."`
 
 	ReviewTime time.Duration `env:"FENCEPOST_REVIEW_TIME" default:"0s" help:"How long a simulated fraud check takes while the lock is held, between read and write. For demonstrations; 0 is none."`
 
@@ -182,6 +183,7 @@ func (c *Config) checkAll() error {
 	c.checkDuration("FENCEPOST_LEASE_TTL", c.LeaseTTL, 100*time.Millisecond, 10*time.Minute)
 	c.checkDuration("FENCEPOST_LOCK_WAIT", c.LockWait, time.Millisecond, requestTimeout-time.Second)
 	c.checkRange("FENCEPOST_MAX_BATCH", c.MaxBatch, 1, 10_000)
+	c.checkRange("FENCEPOST_MAX_REQUESTS", c.MaxRequests, 1, 1_000_000)
 	c.checkRange("FENCEPOST_MAX_QUEUE", c.MaxQueue, 1, 1_000_000)
 	c.checkDuration("FENCEPOST_MAX_HOLD_TTL", c.MaxHoldTTL, time.Second, 365*24*time.Hour)
 	if !c.unreadable("FENCEPOST_MAX_HOLD_TTL") {

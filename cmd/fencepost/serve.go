@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/net/netutil"
 
 	"fencepost/domain"
@@ -64,12 +65,7 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		return fmt.Errorf("listening: %w; end what listens there, or set FENCEPOST_LISTEN", err)
 	}
 	defer listener.Close()
-	redis.SetLogger(redisLog{log})
-	backends, err := strategies.Open(strategies.Config{
-		RedisURL: c.RedisURL, RedlockURLs: c.RedlockURLs,
-		ZooKeeperServers: c.ZooKeeperServers, ZooKeeperAuth: c.ZooKeeperAuth,
-		LeaseTTL: c.LeaseTTL, Log: log, Traces: traces.Provider(),
-	})
+	backends, err := c.openStrategies(traces.Provider(), log)
 	if err != nil {
 		return err
 	}
@@ -123,6 +119,7 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		Instances:      c.Instances,
 		Page:           web.Files(c.called()),
 		RequestTimeout: requestTimeout,
+		MaxRequests:    c.MaxRequests,
 		Log:            log,
 		Version:        version(),
 	})
@@ -132,6 +129,16 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 	}
 	handler = traces.Handler(handler, "/healthz", "/readyz", "/metrics", "/v1/events")
 	return c.serve(ctx, listener, handler, drain, log)
+}
+
+// openStrategies opens every strategy that the configuration has servers for.
+func (c *Config) openStrategies(traces trace.TracerProvider, log *slog.Logger) (locking.Backends, error) {
+	redis.SetLogger(redisLog{log})
+	return strategies.Open(strategies.Config{
+		RedisURL: c.RedisURL, RedlockURLs: c.RedlockURLs,
+		ZooKeeperServers: c.ZooKeeperServers, ZooKeeperAuth: c.ZooKeeperAuth,
+		LeaseTTL: c.LeaseTTL, Log: log, Traces: traces,
+	})
 }
 
 // review is the simulated slow step, nil if there is none.
@@ -206,7 +213,7 @@ func ready(ctx context.Context, store *postgres.Store, guard *locking.Guard, log
 		return fmt.Errorf("%s does not answer", unavailable.Server)
 	}
 	if errors.Is(err, domain.ErrSuperseded) {
-		return errors.New("another lock strategy is in charge; restart this instance with the new one")
+		return errors.New("another lock strategy is in charge; restart this instance with the new one, or with its servers")
 	}
 	return errors.New("the log knows why")
 }

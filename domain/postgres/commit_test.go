@@ -184,14 +184,14 @@ func TestLostAnswerToCommit(t *testing.T) {
 	})
 	t.Run("creating, committed", func(t *testing.T) {
 		p.cut.Store(afterCommit)
-		_, err := store.CreateItem(t.Context(), domain.Item{SKU: "b", Name: "B"}, domain.LockSpec{Fencing: domain.FencingEnforced})
+		_, err := store.CreateItem(t.Context(), domain.Item{SKU: "b", Name: "B"}, domain.LockSpec{Fencing: domain.FencingEnforced}, nil)
 		require.NoError(t, err)
 		assert.True(t, w.audit(t, "item/b").OK())
 	})
 	t.Run("creating, never sent", func(t *testing.T) {
 		p.cut.Store(beforeCommit)
 		create := func() error {
-			_, err := store.CreateItem(t.Context(), domain.Item{SKU: "c", Name: "C"}, domain.LockSpec{Fencing: domain.FencingEnforced})
+			_, err := store.CreateItem(t.Context(), domain.Item{SKU: "c", Name: "C"}, domain.LockSpec{Fencing: domain.FencingEnforced}, nil)
 			return err
 		}
 		require.ErrorIs(t, create(), domain.ErrUnavailable)

@@ -365,7 +365,7 @@ func testSuperseded(t *testing.T, w *world) {
 	require.NoError(t, err)
 	require.NoError(t, n.Ready(t.Context()))
 
-	_, err = n.store.ClaimAuthority(t.Context(), domain.ScopeInventory, "another", "servers")
+	_, err = n.store.ClaimAuthority(t.Context(), domain.ScopeInventory, "another", "servers", domain.ByConfiguration)
 	require.NoError(t, err)
 	_, err = n.addTo(t.Context(), key)
 	require.ErrorIs(t, err, domain.ErrSuperseded)
