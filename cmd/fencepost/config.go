@@ -40,7 +40,7 @@ type Config struct {
 	CouponLock    string `env:"FENCEPOST_COUPON_LOCK" default:"postgres" placeholder:"STRATEGY" help:"The lock strategy of coupons that have none of their own (${default})."`
 	Fencing       string `env:"FENCEPOST_FENCING" default:"enforced" placeholder:"enforced|off" help:"Whether PostgreSQL refuses stale writes to new resources that do not say (${default}). Off is for demonstrations."`
 
-	RedisURL          string   `env:"FENCEPOST_REDIS_URL" secret:"" placeholder:"URL" help:"The Redis server of the strategy redis: redis://HOST:6379."`
+	RedisURL          string   `env:"FENCEPOST_REDIS_URL" secret:"" placeholder:"URL" help:"The Redis of the strategy redis: redis://HOST:6379, redis+sentinel://HOST:26379,HOST:26379/MASTER or redis+cluster://HOST:6379,HOST:6379."`
 	RedisURLFile      string   `env:"FENCEPOST_REDIS_URL_FILE" placeholder:"FILE" help:"A file with FENCEPOST_REDIS_URL in it."`
 	RedlockURLs       []string `name:"redlock-urls" env:"FENCEPOST_REDLOCK_URLS" secret:"" placeholder:"URL,URL" help:"The independent Redis masters of the strategy redlock."`
 	RedlockURLsFile   string   `name:"redlock-urls-file" env:"FENCEPOST_REDLOCK_URLS_FILE" placeholder:"FILE" help:"A file with FENCEPOST_REDLOCK_URLS in it."`
@@ -159,7 +159,11 @@ func (c *Config) checkAll() error {
 	}
 
 	c.readFile("FENCEPOST_REDIS_URL", &c.RedisURL, c.RedisURLFile)
-	c.checkURL("FENCEPOST_REDIS_URL", c.RedisURL, false, redisSchemes)
+	if c.RedisURL != "" && !c.unreadable("FENCEPOST_REDIS_URL_FILE") {
+		if err := strategies.CheckRedisURL(c.RedisURL); err != nil {
+			c.problem("FENCEPOST_REDIS_URL", "%v", err)
+		}
+	}
 	redlock := strings.Join(c.RedlockURLs, ",")
 	c.readFile("FENCEPOST_REDLOCK_URLS", &redlock, c.RedlockURLsFile)
 	c.RedlockURLs = list(redlock)
@@ -330,13 +334,17 @@ func (c *Config) print(w io.Writer) {
 			continue
 		}
 		text := fmt.Sprint(v.Interface())
-		if values, ok := v.Interface().([]string); ok {
+		kind, secret := f.Tag.Lookup("secret")
+		values, ok := v.Interface().([]string)
+		switch {
+		case ok && secret:
+			text = redactedList(values)
+		case ok:
 			text = strings.Join(values, ",")
-		}
-		if kind, secret := f.Tag.Lookup("secret"); kind == "pair" {
+		case kind == "pair":
 			text = redactedPair(text)
-		} else if secret {
-			text = redactedList(text)
+		case secret && text != "":
+			text = redacted(text)
 		}
 		fmt.Fprintf(w, "%s=%s\n", name, text)
 	}
@@ -354,12 +362,12 @@ func redactedPair(text string) string {
 	return user + ":xxxxx"
 }
 
-func redactedList(text string) string {
-	urls := list(text)
-	for i, u := range urls {
-		urls[i] = redacted(u)
+func redactedList(urls []string) string {
+	var texts []string
+	for _, u := range urls {
+		texts = append(texts, redacted(u))
 	}
-	return strings.Join(urls, ",")
+	return strings.Join(texts, ",")
 }
 
 // redacted hides the password of a URL. What is no proper URL is hidden as a whole: nobody knows where its password is.

@@ -67,7 +67,7 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	// By default pgx drops the connection of a cancelled query at once and dials the next, while the server still works on
 	// the first: under a storm of cancellations the server runs out of connections. Ask it to stop instead.
 	config.ConnConfig.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
-		return &pgconn.CancelRequestContextWatcherHandler{Conn: conn, DeadlineDelay: cancelGrace}
+		return &canceller{conn: conn}
 	}
 	s := &Store{instance: o.Instance, log: o.Log}
 	healthConfig := config.Copy()

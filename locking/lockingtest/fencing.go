@@ -215,6 +215,9 @@ func testPausedInSlowStep(t *testing.T, w *world) {
 		}
 		require.ErrorIs(t, *pausedErr, domain.ErrStaleToken)
 		require.EqualValues(t, 1, w.stock(key))
+		audit, err := next.store.Audit(t.Context(), key)
+		require.NoError(t, err)
+		require.EqualValues(t, 1, audit[0].Refused, "the refusal is recorded")
 	}
 }
 

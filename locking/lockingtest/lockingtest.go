@@ -45,7 +45,6 @@ var suite = []struct {
 	{"read-modify-write sums up only under a lock", everybody, testSum},
 	{"a lock of one process excludes nobody in another", oneProcess, testTwoProcesses},
 	{"a release lets the next in at once", exclusive, testHandOver},
-	{"a cancelled waiter leaves nothing", exclusive, testCancelledWaiters},
 	{"an error rolls back and releases", everybody, testErrorInSection},
 	{"a panic rolls back and releases", everybody, testPanicInSection},
 	{"reversed and overlapping key sets do not deadlock", everybody, testManyKeys},

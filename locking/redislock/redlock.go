@@ -66,16 +66,20 @@ func OpenRedlock(urls []string, ttl time.Duration, traces trace.TracerProvider, 
 	var servers []server
 	var addrs []string
 	for _, url := range urls {
-		s, err := newServer(url, nodeTimeout(ttl))
-		if err != nil {
-			return nil, errors.Join(err, l.close())
+		options, err := parseURL(url)
+		if err == nil && (options.MasterName != "" || options.IsClusterMode) {
+			err = errors.New("is not that of one server: name independent masters")
 		}
-		if err := traceCalls(s.Client, traces); err != nil {
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("a URL of Redlock %w", err), l.close())
+		}
+		s := newServer(options, nodeTimeout(ttl))
+		if err := traceCalls(s.UniversalClient, traces); err != nil {
 			return nil, errors.Join(err, s.Close(), l.close())
 		}
 		l.nodes = append(l.nodes, &node{server: s, timeout: nodeTimeout(ttl)})
 		servers = append(servers, s)
-		addrs = append(addrs, s.addr())
+		addrs = append(addrs, s.addr)
 	}
 	l.bell = newBell(log, servers...)
 	return &locking.Backend{
@@ -509,16 +513,16 @@ func (l *Redlock) identify(ctx context.Context) (string, error) {
 		group.Go(func() {
 			a := &answers[i]
 			_, a.err = n.call(ctx, func(ctx context.Context, s server) error {
-				info, err := s.info(ctx)
+				info, err := infoOf(ctx, s)
 				if err != nil {
 					return err
 				}
 				a.run = info["run_id"]
 				if err := refuseReplica(info); err != nil {
-					return &unfitError{s.addr(), err}
+					return &unfitError{s.addr, err}
 				}
 				if err := refuseEviction(info); err != nil {
-					return &unfitError{s.addr(), err}
+					return &unfitError{s.addr, err}
 				}
 				if err := s.SetNX(ctx, quorumKey, proposal, 0).Err(); err != nil {
 					return err
@@ -542,7 +546,7 @@ func (l *Redlock) identify(ctx context.Context) (string, error) {
 			errs = append(errs, a.err)
 			continue
 		}
-		addr := l.nodes[i].addr()
+		addr := l.nodes[i].addr
 		if other, known := servers[a.run]; known {
 			return "", unavailable([]error{fmt.Errorf(
 				"%s and %s are the same server, whose loss would count twice: name each server once", other, addr)})
@@ -616,13 +620,13 @@ func (n *node) call(ctx context.Context, f func(context.Context, server) error) 
 	if n.suspect.Load() {
 		_, err, _ := n.pings.Do("", func() (any, error) { return nil, n.Ping(ctx).Err() })
 		if err != nil && !errors.Is(err, redis.ErrClosed) { // f meets a closed client as well
-			return true, fmt.Errorf("%s: %w", n.addr(), err)
+			return true, fmt.Errorf("%s: %w", n.addr, err)
 		}
 		n.suspect.Store(false)
 	}
 	if err := f(ctx, n.server); err != nil {
 		n.suspect.Store(true)
-		return false, fmt.Errorf("%s: %w", n.addr(), err)
+		return false, fmt.Errorf("%s: %w", n.addr, err)
 	}
 	return false, nil
 }
