@@ -89,6 +89,7 @@ func TestServeRefusesBadConfiguration(t *testing.T) {
 		{"instances with a path", map[string]string{"FENCEPOST_INSTANCES": "http://a:1/v1"}, `FENCEPOST_INSTANCES has an entry that is not a base URL: write http://HOST:PORT for each instance`},
 		{"shutdown", map[string]string{"FENCEPOST_SHUTDOWN_TIMEOUT": "-1s"}, `FENCEPOST_SHUTDOWN_TIMEOUT is -1s: set it to 1ms to 10m0s`},
 		{"drain", map[string]string{"FENCEPOST_DRAIN_DELAY": "1h"}, `FENCEPOST_DRAIN_DELAY is 1h0m0s: set it to 0s to 1m0s`},
+		{"audit", map[string]string{"FENCEPOST_AUDIT_INTERVAL": "-1s"}, `FENCEPOST_AUDIT_INTERVAL is -1s: set it to 0s to 24h0m0s`},
 		{"log format", map[string]string{"FENCEPOST_LOG_FORMAT": "xml"}, `FENCEPOST_LOG_FORMAT is "xml": set it to text or json`},
 		{"log level", map[string]string{"FENCEPOST_LOG_LEVEL": "loud"}, `FENCEPOST_LOG_LEVEL is "loud": set it to debug, info, warn or error`},
 	} {
