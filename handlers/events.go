@@ -244,10 +244,17 @@ func eventData(e domain.Event) any {
 		}{at, grants, Outcome(e.Err), milliseconds(e.LockWait)}
 	case domain.EventReleased:
 		return struct {
-			At     time.Time   `json:"at"`
-			Grants []grantJSON `json:"grants"`
-			Hold   float64     `json:"hold_ms"`
-		}{at, grants, milliseconds(e.Hold)}
+			At      time.Time   `json:"at"`
+			Grants  []grantJSON `json:"grants"`
+			Acquire float64     `json:"acquire_ms"`
+			Hold    float64     `json:"hold_ms"`
+		}{at, grants, milliseconds(e.Acquire), milliseconds(e.Hold)}
+	case domain.EventBatch:
+		return struct {
+			At       time.Time   `json:"at"`
+			Grants   []grantJSON `json:"grants"`
+			Sections int         `json:"sections"`
+		}{at, grants, e.Batch}
 	}
 	return struct {
 		At     time.Time   `json:"at"`

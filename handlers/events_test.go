@@ -21,7 +21,7 @@ import (
 
 	"fencepost/domain"
 	"fencepost/handlers"
-	"fencepost/observe"
+	"fencepost/handlers/observe"
 )
 
 // watched is a server with an event stream.
