@@ -22,6 +22,14 @@
 // one under which it can have been locked before; and a grant carries an epoch only if it was read together with the
 // resource's scope.
 //
+// # Several sections under one lock
+//
+// Sections of one process that wait for the same key are carried together by its queue. To the argument above they are one
+// holder with one grant and one transaction after the other. Among themselves they run in the order in which they came, on
+// one state in memory; what one of them put is taken back when it fails, so none sees another but by its effect. They share
+// one risk: when their transaction fails, it fails for all of them. What shows the absence of a lock is never carried
+// together: sections without a lock each have a transaction of their own.
+//
 // Loss, as seen by the holder, is a hint that saves work: it cancels the section's context. It is not what safety rests on.
 //
 // # Who is in charge

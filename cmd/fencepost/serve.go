@@ -15,11 +15,13 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/net/netutil"
 
 	"fencepost/domain"
 	"fencepost/domain/postgres"
 	"fencepost/handlers"
+	"fencepost/handlers/observe"
 	"fencepost/locking"
 	"fencepost/locking/strategies"
 	"fencepost/web"
@@ -42,9 +44,15 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 	log := c.logger(con.err)
 	starting, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
+	traces, err := observe.StartTraces(starting, version(), handlers.Outcome, log)
+	if err != nil {
+		return configError{err.Error()}
+	}
+	defer stopTraces(ctx, traces, log)
+	log = traces.Log(log)
 
 	store, err := postgres.Open(starting, c.DatabaseURL, postgres.Options{
-		MaxConns: int32(c.DatabaseConns), Instance: c.instance(), Log: log,
+		MaxConns: int32(c.DatabaseConns), Instance: c.instance(), Log: log, Traces: traces.Provider(),
 	})
 	if err != nil {
 		return err
@@ -57,13 +65,20 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		return fmt.Errorf("listening: %w; end what listens there, or set FENCEPOST_LISTEN", err)
 	}
 	defer listener.Close()
-	backends, err := c.openStrategies(log)
+	backends, err := c.openStrategies(traces.Provider(), log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, backends.Close()) }()
+	events, metrics := observe.NewHub(keptEvents), observe.NewMetrics(handlers.Outcome)
+	metrics.WatchPool(poolState(store))
 	guard := locking.NewGuard(store, backends, locking.Options{
 		LockWait: c.LockWait, MaxBatch: c.MaxBatch, MaxQueue: c.MaxQueue, Log: log,
+		Observe: func(e domain.Event) {
+			metrics.Event(e)
+			events.Publish(e)
+		},
+		Span: traces.Span(),
 	})
 	defer guard.Wait() // a lock that is not given back before the servers are left stays until its term ends
 	claims := map[domain.Scope]string{domain.ScopeInventory: c.InventoryLock, domain.ScopeCoupons: c.CouponLock}
@@ -81,11 +96,10 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		Fencing: domain.Fencing(c.Fencing),
 		Review:  c.review(),
 	}
-	sweeping, stop := context.WithCancel(ctx)
-	var swept sync.WaitGroup
-	swept.Go(func() { newSweeper(store, service, c, log).run(sweeping) })
-	defer swept.Wait() // before the guard's Wait: no section may be begun after that
-	defer stop()
+	defer beside(ctx, newSweeper(store, service, c, log).run)() // ends before the guard's Wait: no section may be begun after that
+	if c.AuditInterval > 0 {
+		defer beside(ctx, func(ctx context.Context) { watchDatabase(ctx, store, metrics, c.AuditInterval, log) })()
+	}
 
 	var draining atomic.Bool
 	handler := handlers.New(handlers.Config{
@@ -98,22 +112,41 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 			return ready(ctx, store, guard, log)
 		},
 		Authenticate:   c.authenticate(store, log),
+		Events:         events,
+		Metrics:        metrics,
 		Instances:      c.Instances,
 		Page:           web.Files(c.called()),
 		RequestTimeout: requestTimeout,
+		MaxRequests:    c.MaxRequests,
 		Log:            log,
 		Version:        version(),
 	})
-	return c.serve(ctx, listener, handler, &draining, log)
+	drain := func() {
+		draining.Store(true)
+		events.Close() // a stream has no end of its own to wait for; its reader finds another instance
+	}
+	handler = traces.Handler(handler, "/healthz", "/readyz", "/metrics", "/v1/events")
+	return c.serve(ctx, listener, handler, drain, log)
+}
+
+// beside runs work that lasts until its context ends; end ends it, and returns when it is over.
+func beside(ctx context.Context, work func(context.Context)) (end func()) {
+	ctx, stop := context.WithCancel(ctx)
+	var working sync.WaitGroup
+	working.Go(func() { work(ctx) })
+	return func() {
+		stop()
+		working.Wait()
+	}
 }
 
 // openStrategies opens every strategy that the configuration has servers for.
-func (c *Config) openStrategies(log *slog.Logger) (locking.Backends, error) {
+func (c *Config) openStrategies(traces trace.TracerProvider, log *slog.Logger) (locking.Backends, error) {
 	redis.SetLogger(redisLog{log})
 	return strategies.Open(strategies.Config{
 		RedisURL: c.RedisURL, RedlockURLs: c.RedlockURLs,
 		ZooKeeperServers: c.ZooKeeperServers, ZooKeeperAuth: c.ZooKeeperAuth,
-		LeaseTTL: c.LeaseTTL, Log: log,
+		LeaseTTL: c.LeaseTTL, Log: log, Traces: traces,
 	})
 }
 
@@ -142,7 +175,7 @@ func (l redisLog) Printf(ctx context.Context, format string, args ...any) {
 
 // serve answers requests until ctx ends. Then it says on /readyz that it is going, waits so long that who sends requests
 // here can notice, stops listening, and lets what has begun come to its end.
-func (c *Config) serve(ctx context.Context, listener net.Listener, handler http.Handler, draining *atomic.Bool, log *slog.Logger) error {
+func (c *Config) serve(ctx context.Context, listener net.Listener, handler http.Handler, drain func(), log *slog.Logger) error {
 	log.Info("listening", "address", "http://"+listener.Addr().String(), "inventory_lock", c.InventoryLock, "coupon_lock", c.CouponLock)
 	server := &http.Server{
 		Handler:           handler,
@@ -161,7 +194,7 @@ func (c *Config) serve(ctx context.Context, listener net.Listener, handler http.
 	case <-ctx.Done():
 	}
 
-	draining.Store(true)
+	drain()
 	log.Info("shutting down; a second signal ends the process at once", "timeout", c.ShutdownTimeout)
 	time.Sleep(c.DrainDelay)
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.ShutdownTimeout)

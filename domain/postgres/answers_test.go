@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"flag"
 	"fmt"
 	"sync"
 	"testing"
@@ -16,6 +17,8 @@ import (
 	"fencepost/domain/postgres"
 	"fencepost/domain/postgres/postgrestest"
 )
+
+var soak = flag.Bool("soak", false, "run the long forms of the tests that have one")
 
 // once is a request of a caller with a key, whose answer says what it came to.
 func once(caller, key, request string) *domain.Once {
@@ -216,4 +219,39 @@ func TestRetryAfterUnknownOutcome(t *testing.T) {
 	require.ErrorIs(t, transact(store, once("c", "one", "r")), domain.ErrOutcomeUnknown)
 	assert.Equal(t, 201, answerOf(t, transact(w.store, once("c", "one", "r"))).Status)
 	assert.EqualValues(t, 1, w.audit(t, key).Held)
+}
+
+// The connection is cut at every COMMIT, a moment before or a moment after the server has seen it. What the caller is told
+// is the truth each time, and a retry under the same key finds out the same truth.
+func TestCommitsAreCut(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	rounds := 50
+	if *soak {
+		rounds = 500
+	}
+	key := w.item(t, "a", 1_000_000, domain.FencingEnforced)
+	p, store := throughProxy(t, w)
+	for i := range rounds {
+		for _, cut := range []int32{beforeCommit, afterCommit} {
+			request := fmt.Sprint("request-", i, "-", cut)
+			section := buy(once("c", request, request), "a", 1)
+			p.cut.Store(cut)
+			_, outcomes, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, func() []domain.Section { return []domain.Section{section} })
+			require.Equal(t, nowhere, p.cut.Load(), "the cut has happened")
+			retry := w.run(t, buy(once("c", request, request), "a", 1))[0]
+			if cut == beforeCommit {
+				require.ErrorIs(t, err, domain.ErrUnavailable)
+				require.NotErrorIs(t, err, domain.ErrOutcomeUnknown)
+				require.NoError(t, retry, "nothing was written, so the retry does it")
+				continue
+			}
+			require.NoError(t, err)
+			require.NoError(t, outcomes[0])
+			require.Equal(t, fmt.Sprint("/", section.Result()), answerOf(t, retry).Location, "it was written, so the retry is told where")
+		}
+	}
+	audit := w.audit(t, key)
+	assert.EqualValues(t, 2*rounds, audit.Held)
+	assert.True(t, audit.OK())
 }

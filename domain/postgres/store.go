@@ -15,26 +15,29 @@ import (
 	"sync"
 	"time"
 
+	"github.com/exaring/otelpgx"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/trace"
 
 	"fencepost/domain"
 )
 
 // Options of a store.
 type Options struct {
-	MaxConns int32  // connections for requests; there is one more for health checks, and one for sweeps
+	MaxConns int32  // connections for requests; three more are kept for health checks, the audit in the background, and sweeps
 	Instance string // names this process in recorded refusals
 	Log      *slog.Logger
+	Traces   trace.TracerProvider // of what is done for requests; nil: nobody traces
 }
 
 // Store is one PostgreSQL database, reached as the service's role. It is safe for concurrent use.
 type Store struct {
 	pool *pgxpool.Pool
-	// health has a connection of its own: a pool that is drained by slow requests is busy, not broken.
+	// health has connections of its own: a pool that is drained by slow requests is busy, not broken.
 	health *pgxpool.Pool
 	// sweeps has one too: a sweep keeps its transaction open while sections take their connections from pool.
 	sweeps   *pgxpool.Pool
@@ -66,19 +69,24 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	// By default pgx drops the connection of a cancelled query at once and dials the next, while the server still works on
 	// the first: under a storm of cancellations the server runs out of connections. Ask it to stop instead.
 	config.ConnConfig.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
-		return &pgconn.CancelRequestContextWatcherHandler{Conn: conn, DeadlineDelay: cancelGrace}
+		return &canceller{conn: conn}
 	}
 	s := &Store{instance: o.Instance, log: o.Log}
+	healthConfig := config.Copy()
+	if o.Traces != nil {
+		config.ConnConfig.Tracer = otelpgx.NewTracer(otelpgx.WithTracerProvider(o.Traces), otelpgx.WithDisableConnectionDetailsInAttributes())
+	}
 	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, fmt.Errorf("preparing the connection pool: %w", err)
 	}
-	single := config.Copy()
-	single.MaxConns = 1
-	if s.health, err = pgxpool.NewWithConfig(ctx, single); err != nil {
+	healthConfig.MaxConns = 2 // AuditSums may take long, and must not make the instance look dead
+	if s.health, err = pgxpool.NewWithConfig(ctx, healthConfig); err != nil {
 		s.pool.Close()
 		return nil, fmt.Errorf("preparing the health connection: %w", err)
 	}
-	if s.sweeps, err = pgxpool.NewWithConfig(ctx, single.Copy()); err != nil {
+	sweepConfig := healthConfig.Copy()
+	sweepConfig.MaxConns = 1
+	if s.sweeps, err = pgxpool.NewWithConfig(ctx, sweepConfig); err != nil {
 		s.pool.Close()
 		s.health.Close()
 		return nil, fmt.Errorf("preparing the connection for sweeps: %w", err)
@@ -96,6 +104,9 @@ func (s *Store) Close() {
 	s.health.Close()
 	s.sweeps.Close()
 }
+
+// PoolStat is the state of the connections for requests.
+func (s *Store) PoolStat() *pgxpool.Stat { return s.pool.Stat() }
 
 // Ping asks the server for a sign of life, on a connection that requests cannot use up.
 func (s *Store) Ping(ctx context.Context) error { return plain(s.health.Ping(ctx)) }

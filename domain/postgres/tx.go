@@ -135,13 +135,17 @@ func (t *tx) Slow(ctx context.Context, step func(context.Context) error) error {
 		return errors.New("postgres: a slow step after something was put")
 	}
 	if _, err := t.commit(ctx, &pgx.Batch{}); err != nil { // nothing was written, so it does not matter whether the COMMIT arrived
-		return plain(err)
+		t.failed = plain(err)
+		return t.failed
 	}
 	t.end(ctx)
 	if err := step(ctx); err != nil {
 		return err
 	}
-	return t.open(ctx, nothing)
+	// Not the section's own error: a refusal has to be recorded and may be healed, and a transaction that the server aborted
+	// is tried again.
+	t.failed = t.open(ctx, nothing)
+	return t.failed
 }
 
 // begin opens the transaction, presents the grants, and only then reads: their items and coupons, and what else is asked

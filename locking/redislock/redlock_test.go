@@ -67,7 +67,7 @@ func (c *cluster) open(ttl time.Duration) *locking.Backend {
 
 func openRedlock(t *testing.T, urls []string, ttl time.Duration) *locking.Backend {
 	t.Helper()
-	backend, err := redislock.OpenRedlock(urls, ttl, slog.New(slog.DiscardHandler))
+	backend, err := redislock.OpenRedlock(urls, ttl, nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, backend.Close()) })
 	return backend
@@ -256,7 +256,7 @@ func (p *proxy) copy(to, from net.Conn, answers bool) {
 func TestRedlockNeedsAnOddNumber(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{1, 2, 4} {
-		_, err := redislock.OpenRedlock(masters(t)[:n], term, slog.New(slog.DiscardHandler))
+		_, err := redislock.OpenRedlock(masters(t)[:n], term, nil, slog.New(slog.DiscardHandler))
 		require.ErrorContains(t, err, fmt.Sprintf("not %d", n))
 	}
 }
@@ -500,37 +500,6 @@ func TestRedlockReleaseIsHeard(t *testing.T) {
 		require.NoError(t, <-result)
 		c.each(from, from+2, (*proxy).restore)
 		c.requireNothingLeft(key)
-	}
-}
-
-// Waits that are given up at any moment leave no lock and no subscription.
-func TestRedlockCancelledWaits(t *testing.T) {
-	t.Parallel()
-	c, key := newCluster(t), newKey()
-	holder, other := c.open(term).Locker, c.open(term).Locker
-	channel := "fencepost:redlock:{" + string(key) + "}:released"
-	lease, err := holder.Acquire(within(t, soon), key, newID())
-	require.NoError(t, err)
-	var group sync.WaitGroup
-	for range 200 {
-		ctx, cancel := context.WithCancel(t.Context())
-		group.Go(func() {
-			_, err := other.Acquire(ctx, key, newID())
-			assert.ErrorIs(t, err, context.Canceled)
-		})
-		time.AfterFunc(rand.N(200*time.Millisecond), cancel)
-	}
-	group.Wait()
-	eventually(t, nil, func() error { // the holder has not noticed
-		_, err := lease.Extend(within(t, soon))
-		return err
-	})
-	require.NoError(t, lease.Release(t.Context()))
-	c.requireNothingLeft(key)
-	for _, client := range c.clients {
-		require.Eventually(t, func() bool {
-			return client.PubSubNumSub(t.Context(), channel).Val()[channel] == 0
-		}, soon, time.Millisecond)
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"fencepost/locking"
 	"fencepost/locking/memlock"
 	"fencepost/locking/pglock"
@@ -16,12 +18,13 @@ import (
 
 // Config says where the lock servers are. A strategy whose servers are not named is shown as not available.
 type Config struct {
-	RedisURL         string
+	RedisURL         string        // one of redislock.Forms
 	RedlockURLs      []string      // independent masters, an odd number of them
 	ZooKeeperServers []string      // host:port of each
 	ZooKeeperAuth    string        // user:password, or empty
 	LeaseTTL         time.Duration // the term of a lease
 	Log              *slog.Logger
+	Traces           trace.TracerProvider // nil: nobody traces
 }
 
 // Traits are what a strategy promises; the conformance suite holds it to them.
@@ -58,7 +61,7 @@ func All() []Strategy {
 					Problem: "no Redis server is configured: set FENCEPOST_REDIS_URL",
 				}, nil
 			}
-			return redislock.Open(c.RedisURL, c.LeaseTTL, c.Log)
+			return redislock.Open(c.RedisURL, c.LeaseTTL, c.Traces, c.Log)
 		}},
 		{redislock.RedlockName, Traits{Exclusive: true, Distributed: true, Expires: true, Fences: true}, func(c Config) (*locking.Backend, error) {
 			if len(c.RedlockURLs) == 0 {
@@ -67,7 +70,7 @@ func All() []Strategy {
 					Problem: "no Redis servers are configured: set FENCEPOST_REDLOCK_URLS",
 				}, nil
 			}
-			return redislock.OpenRedlock(c.RedlockURLs, c.LeaseTTL, c.Log)
+			return redislock.OpenRedlock(c.RedlockURLs, c.LeaseTTL, c.Traces, c.Log)
 		}},
 		{zklock.Name, Traits{Exclusive: true, Distributed: true, Expires: true, Fences: true}, func(c Config) (*locking.Backend, error) {
 			if len(c.ZooKeeperServers) == 0 {
@@ -80,6 +83,9 @@ func All() []Strategy {
 		}},
 	}
 }
+
+// CheckRedisURL returns what is wrong with Config.RedisURL, to be read after the name of what has been set to it.
+func CheckRedisURL(url string) error { return redislock.CheckURL(url) }
 
 // Find returns the row of a strategy.
 func Find(name string) (row Strategy, known bool) {
