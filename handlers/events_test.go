@@ -168,8 +168,12 @@ func TestEventsOnTheWire(t *testing.T) {
 			`{"at":"2026-03-01T12:00:00Z","grants":[],"outcome":"lock_timeout","lock_wait_ms":0}`,
 		},
 		{
-			domain.Event{Kind: domain.EventReleased, Grants: []domain.Grant{{Key: "item/lamp", Strategy: "none", Epoch: 1}}, Hold: time.Second},
-			`{"at":"2026-03-01T12:00:00Z","grants":[{"resource":"item/lamp","strategy":"none","epoch":"1"}],"hold_ms":1000}`,
+			domain.Event{Kind: domain.EventReleased, Grants: []domain.Grant{{Key: "item/lamp", Strategy: "none", Epoch: 1}}, Acquire: time.Millisecond, Hold: time.Second},
+			`{"at":"2026-03-01T12:00:00Z","grants":[{"resource":"item/lamp","strategy":"none","epoch":"1"}],"acquire_ms":1,"hold_ms":1000}`,
+		},
+		{
+			domain.Event{Kind: domain.EventBatch, Grants: []domain.Grant{{Key: "item/lamp", Strategy: "redis", Epoch: 1, Token: 7}}, Batch: 3},
+			`{"at":"2026-03-01T12:00:00Z","grants":[{"resource":"item/lamp","strategy":"redis","epoch":"1","token":"7"}],"sections":3}`,
 		},
 		{
 			domain.Event{Kind: domain.EventRefused, Refusal: &domain.Refusal{Grant: grant, Reason: "stale_fencing_token", CurrentEpoch: 2, CurrentToken: 9007199254740994}},
