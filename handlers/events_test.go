@@ -43,6 +43,10 @@ func newWatchedWithin(t *testing.T, timeout time.Duration, kept int, options ...
 	w := watched{t: t, hub: observe.NewHub(kept), metrics: observe.NewMetrics(handlers.Outcome)}
 	server := httptest.NewUnstartedServer(newHandler(newMemory(), append(options, func(c *handlers.Config) { c.Events, c.Metrics = w.hub, w.metrics })...))
 	server.Config.ReadTimeout, server.Config.WriteTimeout = timeout, timeout
+	server.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		_ = c.(*net.TCPConn).SetWriteBuffer(4096) // so that one who does not read is noticed soon
+		return ctx
+	}
 	server.Start()
 	t.Cleanup(server.Close)
 	t.Cleanup(w.hub.Close) // a stream would keep the server from closing
@@ -62,7 +66,7 @@ type event struct{ id, kind, data string }
 
 func (w watched) get(query string, headers ...string) (*http.Response, func()) {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
 	w.t.Cleanup(cancel)
 	r, err := http.NewRequestWithContext(ctx, "GET", w.url+"/v1/events"+query, nil)
 	require.NoError(w.t, err)
@@ -149,7 +153,7 @@ func (w watched) readers() string {
 
 func (w watched) awaitReaders(n string) {
 	w.t.Helper()
-	require.Eventually(w.t, func() bool { return w.readers() == n }, 10*time.Second, time.Millisecond)
+	require.Eventually(w.t, func() bool { return w.readers() == n }, 30*time.Second, time.Millisecond)
 }
 
 func kind(n int) domain.Event { return domain.Event{Kind: domain.EventKind(fmt.Sprint(n)), At: now} }
