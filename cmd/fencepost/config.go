@@ -175,6 +175,10 @@ func (c *Config) checkAll() error {
 	}
 	c.ZooKeeperServers = list(strings.Join(c.ZooKeeperServers, ","))
 	for _, s := range c.ZooKeeperServers {
+		if strings.Contains(s, "/") { // as other clients allow at the end of the list
+			c.problem("FENCEPOST_ZOOKEEPER_SERVERS", "has a path in %q: write HOST:PORT; the nodes are always below /fencepost", s)
+			continue
+		}
 		c.checkHostPort("FENCEPOST_ZOOKEEPER_SERVERS", s, 1)
 	}
 	c.readFile("FENCEPOST_ZOOKEEPER_AUTH", &c.ZooKeeperAuth, c.ZooKeeperAuthFile)

@@ -8,6 +8,7 @@ package lockingtest
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -166,9 +167,14 @@ func (w *world) node(change ...func(*locking.Backend, *locking.Database)) *node 
 		LockWait: deadline, MaxBatch: w.instance.MaxBatch, MaxQueue: 1000, Log: w.config.Log, Observe: n.watch.observe,
 	})
 	w.t.Cleanup(n.Wait) // before the servers are left
-	require.NoError(w.t, n.Claim(w.t.Context(), map[domain.Scope]string{
-		domain.ScopeInventory: w.row.Name, domain.ScopeCoupons: w.row.Name,
-	}))
+	// Again if need be, as whoever runs instances starts one again: servers that are electing a leader have no answer yet.
+	w.eventually("the instance has started", func() bool {
+		err = n.Claim(w.t.Context(), map[domain.Scope]string{
+			domain.ScopeInventory: w.row.Name, domain.ScopeCoupons: w.row.Name,
+		})
+		return !errors.Is(err, domain.ErrUnavailable)
+	})
+	require.NoError(w.t, err)
 	return n
 }
 

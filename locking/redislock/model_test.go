@@ -411,7 +411,7 @@ func TestModelNodeIsTheScripts(t *testing.T) {
 					require.NoError(t, err)
 					got, want = fmt.Sprint(acknowledged), fmt.Sprint(model.confirm(owner, token, theRules))
 				case 4:
-					released, err := s.release(t.Context(), n, fmt.Sprint(owner), "")
+					released, _, err := s.release(t.Context(), n, fmt.Sprint(owner), "")
 					require.NoError(t, err)
 					got, want = fmt.Sprint(released), fmt.Sprint(model.owner == owner)
 					if released {

@@ -137,7 +137,7 @@ func (l *Locker) extend(ctx context.Context, n names, value string) (until time.
 }
 
 func (l *Locker) release(ctx context.Context, n names, value string) error {
-	ours, err := l.server.release(ctx, n, value, uuid.NewString())
+	ours, _, err := l.server.release(ctx, n, value, uuid.NewString())
 	switch {
 	case err != nil:
 		return l.unavailable(ctx, err)

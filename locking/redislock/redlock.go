@@ -49,9 +49,10 @@ const MinNodes = 3
 
 // Redlock takes leases on a majority of independent Redis servers, its nodes.
 type Redlock struct {
-	nodes []*node
-	ttl   time.Duration
-	bell  *bell
+	nodes   []*node
+	ttl     time.Duration
+	bell    *bell
+	crowded sync.Map // names of the locks that were awaited elsewhere when this process gave them back a moment ago
 }
 
 var _ locking.Locker = (*Redlock)(nil)
@@ -114,6 +115,13 @@ func nodeTimeout(ttl time.Duration) time.Duration {
 // Acquire implements locking.Locker.
 func (l *Redlock) Acquire(ctx context.Context, key domain.Key, id domain.GrantID) (*locking.Lease, error) {
 	n := namesOf(redlockPrefix, key)
+	if _, crowded := l.crowded.LoadAndDelete(n.lock); crowded {
+		// Those who were woken by our release pause before they try. Whoever has just had the lock would be there before
+		// them each time.
+		if err := sleep(ctx, minPause+rand.N(minPause)); err != nil {
+			return nil, err
+		}
+	}
 	var rung <-chan struct{} // nil, so never received from, until this is a waiter
 	failures := 0
 	for try, window := 0, minPause; ; try++ {
@@ -166,6 +174,13 @@ const (
 	// So many tries in a row must find no majority that answers, before the caller is told.
 	maxFailures = 3
 )
+
+// crowd notes that others wait for a lock that was given back.
+func (l *Redlock) crowd(n names) {
+	if _, known := l.crowded.Swap(n.lock, true); !known {
+		time.AfterFunc(maxPause, func() { l.crowded.Delete(n.lock) }) // they have had their chance
+	}
+}
 
 // owner is what a try writes where the lock is. Each try has its own: what an earlier one has left to be given back in the
 // background must not take away the lock of a later one. The first is the same for the same grant, so that a caller that
@@ -384,7 +399,10 @@ func (c *claim) releaseAt(ctx context.Context, i int, ring string) (ours bool, e
 	}
 	release := func(ctx context.Context) (ours bool, err error) {
 		_, err = c.l.nodes[i].call(ctx, func(ctx context.Context, s server) error {
-			ours, err = s.release(ctx, c.names, c.owner, ring)
+			var awaited int64
+			if ours, awaited, err = s.release(ctx, c.names, c.owner, ring); awaited > 0 {
+				c.l.crowd(c.names)
+			}
 			return err
 		})
 		return ours, err

@@ -78,18 +78,18 @@ func (s server) extend(ctx context.Context, n names, owner string, ttl time.Dura
 	return extendScript.Run(ctx, s, []string{n.lock}, owner, ttl.Milliseconds()).Bool()
 }
 
-// release gives a lock back. ours is false if it was not owner's any more. ring goes to those who wait; they take equal ones
-// for copies. An empty ring wakes nobody.
-func (s server) release(ctx context.Context, n names, owner, ring string) (ours bool, err error) {
+// release gives a lock back. ours is false if it was not owner's any more. ring goes to those who wait, as many processes as
+// awaited says; they take equal ones for copies. An empty ring wakes nobody.
+func (s server) release(ctx context.Context, n names, owner, ring string) (ours bool, awaited int64, err error) {
 	channel := n.released
 	if ring == "" {
 		channel = ""
 	}
-	ours, err = releaseScript.Run(ctx, s, []string{n.lock}, owner, channel, ring).Bool()
+	answer, err := releaseScript.Run(ctx, s, []string{n.lock}, owner, channel, ring).Int64()
 	if errors.Is(err, redis.ErrClosed) {
-		return false, nil // this process is ending: the end of the term does the rest
+		return false, 0, nil // this process is ending: the end of the term does the rest
 	}
-	return ours, err
+	return answer > 0, max(answer-1, 0), err
 }
 
 // remove takes a lock away from whoever has it.
