@@ -37,6 +37,7 @@ var arrows = []struct {
 	{"locking/strategies", []string{"locking", "locking/*lock"}, "the one table is the only place that knows every strategy"},
 	{"cmd/fencepost", []string{"domain", "domain/postgres", "handlers", "locking", "locking/strategies", "migrations", "web"}, "the wiring knows everyone"},
 	{"cmd/lab", []string{"cmd/lab/internal/*"}, "the laboratory starts the service as a program, and measures it from outside"},
+	{"cmd/lab/internal/bench", []string{"cmd/lab/internal/instances", "cmd/lab/internal/servers"}, "what is measured is reached as its users reach it, and counted with SQL of the benchmark's own"},
 	{"cmd/lab/internal/instances", []string{"cmd/lab/internal/servers"}, "instances run on servers, not the other way round"},
 	{"cmd/lab/internal/load", nil, "a load generator that shared code with the service could share its mistakes"},
 }
