@@ -53,7 +53,7 @@ func TestCtrlCWhileStarting(t *testing.T) {
 		"up":               {[]string{"up"}, "initdb", 0},
 		// These were started for a result, and have none.
 		"exec":         {[]string{"exec", "--", "true"}, "initdb", 130},
-		"bench: build": {[]string{"bench", "--quick"}, "go -C", 130},
+		"bench: build": {[]string{"bench", "--quick"}, "go build", 130},
 		"bench: peer":  {[]string{"bench", "--quick"}, "peers bsm-redislock", 130},
 	} {
 		t.Run(name, func(t *testing.T) {

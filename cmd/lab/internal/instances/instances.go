@@ -49,13 +49,14 @@ type Instance struct {
 
 // Build compiles the service into the laboratory's folder and returns the program's path.
 func Build(ctx context.Context, lab *servers.Lab) (string, error) {
-	return BuildProgram(ctx, lab, ".", "fencepost/cmd/fencepost")
+	return BuildProgram(ctx, lab, "", "fencepost/cmd/fencepost")
 }
 
-// BuildProgram compiles a program of the module that dir is in, which need not be this one.
+// BuildProgram compiles a program of the module that dir is in; empty stands for the working directory.
 func BuildProgram(ctx context.Context, lab *servers.Lab, dir, program string) (string, error) {
 	binary := filepath.Join(lab.Dir(), path.Base(program))
-	cmd := exec.CommandContext(ctx, "go", "-C", dir, "build", "-o", binary, program)
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", binary, program)
+	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "GOTMPDIR="+lab.Dir()) // a build that is broken off leaves files behind
 	output, err := run(lab, cmd)
 	if err != nil {
