@@ -36,7 +36,7 @@ func newWorld(t *testing.T) *world {
 	db := postgrestest.New(t)
 	w := &world{db: db, store: db.Store(t, 1)}
 	for _, scope := range []domain.Scope{domain.ScopeInventory, domain.ScopeCoupons} {
-		authority, err := w.store.ClaimAuthority(t.Context(), scope, "redis", "server")
+		authority, err := w.store.ClaimAuthority(t.Context(), scope, "redis", "server", domain.ByConfiguration)
 		require.NoError(t, err)
 		w.epoch = authority.Epoch
 	}
@@ -45,14 +45,14 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) item(t *testing.T, sku string, stock int64, fencing domain.Fencing) domain.Key {
 	t.Helper()
-	_, err := w.store.CreateItem(t.Context(), domain.Item{SKU: sku, Name: sku, OnHand: stock}, domain.LockSpec{Fencing: fencing})
+	_, err := w.store.CreateItem(t.Context(), domain.Item{SKU: sku, Name: sku, OnHand: stock}, domain.LockSpec{Fencing: fencing}, nil)
 	require.NoError(t, err)
 	return domain.ItemKey(sku)
 }
 
 func (w *world) coupon(t *testing.T, coupon domain.Coupon) domain.Key {
 	t.Helper()
-	_, err := w.store.CreateCoupon(t.Context(), coupon, domain.LockSpec{Fencing: domain.FencingEnforced})
+	_, err := w.store.CreateCoupon(t.Context(), coupon, domain.LockSpec{Fencing: domain.FencingEnforced}, nil)
 	require.NoError(t, err)
 	return domain.CouponKey(coupon.Code)
 }
@@ -190,6 +190,112 @@ func TestCommit(t *testing.T) {
 	}
 }
 
+// Sections that share a transaction see what those before them have put, and nothing of those that failed.
+func TestSharedTransaction(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	key := w.item(t, "a", 10, domain.FencingEnforced)
+	earlier := reservation(domain.Line{SKU: "a", Quantity: 6})
+	require.NoError(t, w.section(t, hold(earlier), key))
+
+	boom := errors.New("boom")
+	abandoned, taken, refused, last := reservation(domain.Line{SKU: "a", Quantity: 4}), reservation(domain.Line{SKU: "a", Quantity: 4}),
+		reservation(domain.Line{SKU: "a", Quantity: 1}), reservation(domain.Line{SKU: "a", Quantity: 5})
+	release := func(ctx context.Context, tx domain.Tx) error {
+		r, err := tx.Reservation(ctx, earlier.ID)
+		if err != nil {
+			return err
+		}
+		if r.State != domain.Held {
+			return domain.ErrWrongState
+		}
+		item, err := tx.Item(ctx, "a")
+		if err != nil {
+			return err
+		}
+		if err := item.Release(6); err != nil {
+			return err
+		}
+		r.State, r.SettledAt = domain.Released, r.CreatedAt
+		tx.PutItem(item, domain.Entry{Kind: domain.EntryRelease, Reference: r.ID})
+		tx.PutReservation(r)
+		return nil
+	}
+	then := func(run func(context.Context, domain.Tx) error, err error) func(context.Context, domain.Tx) error {
+		return func(ctx context.Context, tx domain.Tx) error { return errors.Join(run(ctx, tx), err) }
+	}
+	g := w.grant(key)
+	receipt, outcomes, err := w.store.Transact(t.Context(), []domain.Grant{g}, wait, func() []domain.Section {
+		return []domain.Section{
+			{Run: then(hold(abandoned), boom)}, // has put everything, and fails after that
+			{Run: hold(taken)},
+			{Run: hold(refused)}, // nothing is left
+			{Run: then(release, boom), Reads: domain.Reads{Reservations: []string{earlier.ID}}},
+			{Run: release},
+			{Run: hold(last)},
+			{Run: release}, // sees that it was released
+		}
+	})
+	require.NoError(t, err)
+	assert.Equal(t, []domain.Grant{g}, receipt.Grants)
+	for i, want := range []error{boom, nil, domain.ErrOutOfStock, boom, nil, nil, domain.ErrWrongState} {
+		assert.ErrorIs(t, outcomes[i], want, "section %d", i)
+	}
+	item, err := w.store.Item(t.Context(), "a")
+	require.NoError(t, err)
+	assert.EqualValues(t, 9, item.Reserved)
+	for _, r := range []domain.Reservation{taken, last} {
+		stored, err := w.store.Reservation(t.Context(), r.ID)
+		require.NoError(t, err)
+		assert.Equal(t, r, stored)
+	}
+	for _, r := range []domain.Reservation{abandoned, refused} {
+		_, err := w.store.Reservation(t.Context(), r.ID)
+		require.ErrorIs(t, err, domain.ErrNotFound)
+	}
+	stored, err := w.store.Reservation(t.Context(), earlier.ID)
+	require.NoError(t, err)
+	assert.Equal(t, domain.Released, stored.State)
+	assert.True(t, w.audit(t, key).OK())
+	conn := postgrestest.Connect(t, w.db.ServiceURL)
+	assert.EqualValues(t, 5, query[int64](t, conn, `SELECT count(*) FROM ledger WHERE resource = $1`, key), "create, hold; hold, release, hold")
+
+	// When none of them has succeeded, the server is spared the COMMIT.
+	before, err := w.store.Item(t.Context(), "a")
+	require.NoError(t, err)
+	_, outcomes, err = w.store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, func() []domain.Section {
+		return []domain.Section{{Run: then(hold(refused), boom)}, {Run: release}}
+	})
+	require.NoError(t, err)
+	require.ErrorIs(t, outcomes[0], boom)
+	require.ErrorIs(t, outcomes[1], domain.ErrWrongState)
+	w.untouched(t, key, before)
+}
+
+// A section whose read breaks the transaction breaks it for all.
+func TestSharedTransactionBreaks(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	key := w.item(t, "a", 10, domain.FencingEnforced)
+	before, err := w.store.Item(t.Context(), "a")
+	require.NoError(t, err)
+	admin := postgrestest.Connect(t, w.db.ServiceURL)
+	_, _, err = w.store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, func() []domain.Section {
+		return []domain.Section{
+			{Run: hold(reservation(domain.Line{SKU: "a", Quantity: 1}))},
+			{Run: func(ctx context.Context, tx domain.Tx) error {
+				pid := backend(t, admin, `state = 'idle in transaction'`)
+				query[bool](t, admin, `SELECT pg_terminate_backend($1)`, pid)
+				_, err := tx.Reservation(ctx, domain.ReservationPrefix+uuid.NewString())
+				return err
+			}},
+			{Run: func(context.Context, domain.Tx) error { panic("not reached") }},
+		}
+	})
+	require.ErrorIs(t, err, domain.ErrUnavailable)
+	w.untouched(t, key, before)
+}
+
 func TestRollback(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -310,7 +416,7 @@ func TestRefused(t *testing.T) {
 		Grant: old, Reason: "strategy_superseded", CurrentEpoch: w.epoch + 1, CurrentToken: newest, CurrentGrant: holder,
 	}, refused.Refusal)
 
-	_, err = w.store.ClaimAuthority(t.Context(), domain.ScopeInventory, "none", "")
+	_, err = w.store.ClaimAuthority(t.Context(), domain.ScopeInventory, "none", "", domain.ByConfiguration)
 	require.NoError(t, err)
 	none := domain.Grant{Key: key, Strategy: "none", Epoch: w.epoch + 2, ID: domain.GrantID(uuid.New())}
 	_, err = transact(t.Context(), w.store, []domain.Grant{none}, wait, never)
@@ -354,7 +460,7 @@ func TestCreate(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
-	view, err := w.store.CreateItem(ctx, domain.Item{SKU: "a", Name: "A", OnHand: 5}, domain.LockSpec{Fencing: domain.FencingEnforced})
+	view, err := w.store.CreateItem(ctx, domain.Item{SKU: "a", Name: "A", OnHand: 5}, domain.LockSpec{Fencing: domain.FencingEnforced}, nil)
 	require.NoError(t, err)
 	assert.Equal(t, domain.ItemView{
 		Item:  domain.Item{SKU: "a", Name: "A", OnHand: 5},
@@ -367,14 +473,14 @@ func TestCreate(t *testing.T) {
 		Key: "item/a", Limit: 5, Strategy: "redis", Fencing: domain.FencingEnforced, LastEpoch: w.epoch,
 	}, w.audit(t, "item/a"))
 
-	_, err = w.store.CreateItem(ctx, domain.Item{SKU: "a", Name: "B", OnHand: 7}, domain.LockSpec{Fencing: domain.FencingOff})
+	_, err = w.store.CreateItem(ctx, domain.Item{SKU: "a", Name: "B", OnHand: 7}, domain.LockSpec{Fencing: domain.FencingOff}, nil)
 	require.ErrorIs(t, err, domain.ErrAlreadyExists)
 	again, err := w.store.Item(ctx, "a")
 	require.NoError(t, err)
 	assert.Equal(t, stored, again)
 
 	// A resource with a strategy of its own is a scope of its own.
-	own, err := w.store.CreateItem(ctx, domain.Item{SKU: "own", Name: "Own"}, domain.LockSpec{Strategy: "none", Fencing: domain.FencingOff})
+	own, err := w.store.CreateItem(ctx, domain.Item{SKU: "own", Name: "Own"}, domain.LockSpec{Strategy: "none", Fencing: domain.FencingOff}, nil)
 	require.NoError(t, err)
 	assert.Equal(t, domain.Fence{Strategy: "none", Fencing: domain.FencingOff, Epoch: 1}, own.Fence)
 	authority, err := w.store.Authority(ctx, "item/own")
@@ -399,7 +505,7 @@ func TestCreateAtOnce(t *testing.T) {
 		var group sync.WaitGroup
 		for stock := range int64(8) {
 			group.Go(func() {
-				_, err := store.CreateItem(t.Context(), domain.Item{SKU: "a" + lock.Strategy, Name: "A", OnHand: stock}, lock)
+				_, err := store.CreateItem(t.Context(), domain.Item{SKU: "a" + lock.Strategy, Name: "A", OnHand: stock}, lock, nil)
 				if err == nil {
 					created.Add(1)
 					return
@@ -419,7 +525,7 @@ func TestTimes(t *testing.T) {
 	from := time.Date(2026, 3, 29, 1, 59, 59, 999999000, time.UTC)
 	view, err := w.store.CreateCoupon(t.Context(), domain.Coupon{
 		Code: "spring", MaxRedemptions: 1, ValidFrom: from, ValidUntil: from.Add(time.Microsecond),
-	}, domain.LockSpec{Fencing: domain.FencingEnforced})
+	}, domain.LockSpec{Fencing: domain.FencingEnforced}, nil)
 	require.NoError(t, err)
 	stored, err := w.store.Coupon(t.Context(), "spring")
 	require.NoError(t, err)
@@ -569,7 +675,7 @@ func TestSettlingTwiceAtOnce(t *testing.T) {
 func TestRowLock(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	_, err := w.store.ClaimAuthority(t.Context(), domain.ScopeInventory, "postgres", "")
+	_, err := w.store.ClaimAuthority(t.Context(), domain.ScopeInventory, "postgres", "", domain.ByConfiguration)
 	require.NoError(t, err)
 	authority, err := w.store.AuthorityOf(t.Context(), domain.ScopeInventory)
 	require.NoError(t, err)

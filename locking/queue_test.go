@@ -1,0 +1,513 @@
+package locking_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"fencepost/domain"
+	"fencepost/locking"
+)
+
+// The queue is tested over a database and a lock that the test controls, in a bubble of synctest: "everybody waits" is a
+// state that can be waited for. What it does to real locks and rows is in the conformance suite.
+
+// database records the transactions. It lets the test look before one ends.
+type database struct {
+	locking.Database
+	strategy string
+	begun    func()       // called in every transaction before it collects, if set
+	before   func() error // called in every transaction before it commits, if set; an error is the transaction's
+
+	mu      sync.Mutex
+	batches []int
+	grants  []domain.GrantID
+}
+
+func (d *database) Authority(_ context.Context, _ domain.Key) (domain.Authority, error) {
+	return domain.Authority{Scope: domain.ScopeInventory, Strategy: d.strategy, Fingerprint: d.strategy, Epoch: 1}, nil
+}
+
+func (d *database) Transact(ctx context.Context, grants []domain.Grant, _ time.Duration, collect func() []domain.Section) (
+	domain.Receipt, []error, error,
+) {
+	if d.begun != nil {
+		d.begun()
+	}
+	sections := collect()
+	outcomes := make([]error, len(sections))
+	for i, s := range sections {
+		outcomes[i] = s.Run(ctx, nil)
+	}
+	if ctx.Err() != nil {
+		return domain.Receipt{}, outcomes, context.Cause(ctx)
+	}
+	d.mu.Lock()
+	d.batches = append(d.batches, len(sections))
+	d.grants = append(d.grants, grants[0].ID)
+	d.mu.Unlock()
+	if d.before != nil {
+		return domain.Receipt{}, outcomes, d.before()
+	}
+	return domain.Receipt{}, outcomes, nil
+}
+
+// lock is one lock for all keys, which counts how often it was taken. A wait for it can be cancelled.
+type lock struct {
+	free     chan struct{} // holds one value while nobody has the lock
+	acquired atomic.Int32
+}
+
+func newLock() *lock {
+	l := &lock{free: make(chan struct{}, 1)}
+	l.free <- struct{}{}
+	return l
+}
+
+func (l *lock) Acquire(ctx context.Context, _ domain.Key, _ domain.GrantID) (*locking.Lease, error) {
+	select {
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case <-l.free:
+	}
+	l.acquired.Add(1)
+	return &locking.Lease{Token: 1, Release: func(context.Context) error {
+		l.free <- struct{}{}
+		return nil
+	}}, nil
+}
+
+const (
+	key     = domain.Key("item/lamp")
+	patient = time.Minute
+)
+
+func newGuard(d *database, l locking.Locker, change ...func(*locking.Options, *locking.Backend)) *locking.Guard {
+	options := locking.Options{LockWait: patient, MaxBatch: 100, MaxQueue: 1000, Log: slog.New(slog.DiscardHandler)}
+	backend := &locking.Backend{Name: "test", Locker: l}
+	for _, f := range change {
+		f(&options, backend)
+	}
+	d.strategy = backend.Name
+	return locking.NewGuard(d, locking.Backends{backend}, options)
+}
+
+func do(g *locking.Guard, run func()) (domain.Receipt, error) {
+	return g.Do(context.Background(), domain.Section{Keys: []domain.Key{key}, Run: func(context.Context, domain.Tx) error {
+		run()
+		return nil
+	}})
+}
+
+func nothing() {}
+
+// queueUp starts n sections that wait, in this order, for a lock that is not free.
+func queueUp(t *testing.T, group *sync.WaitGroup, n int, one func(i int)) {
+	t.Helper()
+	for i := range n {
+		group.Go(func() { one(i) })
+		synctest.Wait() // until it is in the queue
+	}
+}
+
+// Sections that wait together run together: under one lock, in one transaction, in the order in which they came, and never
+// more of them than allowed.
+func TestBatch(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, l := &database{}, newLock()
+		g := newGuard(d, l, func(o *locking.Options, b *locking.Backend) { o.MaxBatch, b.Turn = 4, patient })
+		<-l.free
+		var order []int
+		var group sync.WaitGroup
+		queueUp(t, &group, 10, func(i int) {
+			receipt, err := do(g, func() { order = append(order, i) })
+			assert.NoError(t, err)
+			assert.Equal(t, []int{4, 4, 4, 4, 4, 4, 4, 4, 2, 2}[i], receipt.Batch)
+		})
+		l.free <- struct{}{}
+		group.Wait()
+		g.Wait()
+		assert.Equal(t, []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9}, order)
+		assert.Equal(t, []int{4, 4, 2}, d.batches)
+		assert.EqualValues(t, 1, l.acquired.Load(), "the lock is kept while somebody waits")
+		assert.Len(t, unique(d.grants), 1)
+		assert.Zero(t, g.Queues(), "a queue that nobody is in is no more")
+		assert.Len(t, l.free, 1, "the lock was given back")
+	})
+}
+
+func unique[T comparable](all []T) map[T]bool {
+	set := map[T]bool{}
+	for _, v := range all {
+		set[v] = true
+	}
+	return set
+}
+
+// The lock is given back when the turn is over, however many wait: others may be waiting elsewhere.
+func TestTurnEnds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, l := &database{}, newLock()
+		d.before = func() error {
+			time.Sleep(3 * time.Second) // of the bubble's time
+			return nil
+		}
+		g := newGuard(d, l, func(o *locking.Options, b *locking.Backend) { o.MaxBatch, b.Turn = 2, 5*time.Second })
+		<-l.free
+		var group sync.WaitGroup
+		queueUp(t, &group, 8, func(int) {
+			_, err := do(g, nothing)
+			assert.NoError(t, err)
+		})
+		l.free <- struct{}{}
+		group.Wait()
+		g.Wait()
+		assert.Equal(t, []int{2, 2, 2, 2}, d.batches)
+		assert.EqualValues(t, 2, l.acquired.Load(), "two batches a turn")
+		assert.Equal(t, d.grants[0], d.grants[1])
+		assert.NotEqual(t, d.grants[1], d.grants[2], "a new turn is a new grant")
+	})
+}
+
+// Each caller gets the outcome of its own section.
+func TestRefusedSectionHarmsNobody(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, l := &database{}, newLock()
+		g := newGuard(d, l)
+		<-l.free
+		var group sync.WaitGroup
+		queueUp(t, &group, 6, func(i int) {
+			_, err := g.Do(t.Context(), domain.Section{Keys: []domain.Key{key}, Run: func(context.Context, domain.Tx) error {
+				if i%2 == 0 {
+					return domain.ErrOutOfStock
+				}
+				return nil
+			}})
+			if i%2 == 0 {
+				assert.ErrorIs(t, err, domain.ErrOutOfStock)
+			} else {
+				assert.NoError(t, err)
+			}
+		})
+		l.free <- struct{}{}
+		group.Wait()
+		assert.Equal(t, []int{6}, d.batches)
+	})
+}
+
+// A transaction that fails fails for everybody, also for those whose section was refused: it was refused on the ground of
+// what has not happened. When nobody knows whether it has, those who put nothing still know that of themselves.
+func TestFailedTransaction(t *testing.T) {
+	t.Parallel()
+	for _, failure := range []error{errors.New("boom"), domain.ErrOutcomeUnknown} {
+		synctest.Test(t, func(t *testing.T) {
+			d, l := &database{before: func() error { return failure }}, newLock()
+			g := newGuard(d, l)
+			<-l.free
+			var group sync.WaitGroup
+			queueUp(t, &group, 2, func(i int) {
+				_, err := g.Do(t.Context(), domain.Section{Keys: []domain.Key{key}, Run: func(context.Context, domain.Tx) error {
+					return []error{nil, domain.ErrOutOfStock}[i]
+				}})
+				assert.NotErrorIs(t, err, domain.ErrOutOfStock)
+				if i == 1 && errors.Is(failure, domain.ErrOutcomeUnknown) {
+					assert.ErrorIs(t, err, domain.ErrUnavailable)
+					assert.NotErrorIs(t, err, domain.ErrOutcomeUnknown)
+				} else {
+					assert.ErrorIs(t, err, failure)
+				}
+			})
+			l.free <- struct{}{}
+			group.Wait()
+			g.Wait()
+			assert.Equal(t, []int{2}, d.batches)
+		})
+	}
+}
+
+// Who leaves before its section has begun is gone without a trace; who leaves afterwards is told what became of it.
+func TestLeaving(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, l := &database{}, newLock()
+		g := newGuard(d, l)
+		<-l.free
+		ctx, leave := context.WithCancel(t.Context())
+		var ran [3]bool
+		var errs [3]error
+		var group sync.WaitGroup
+		committing, commit := make(chan struct{}), make(chan struct{})
+		d.before = func() error {
+			close(committing)
+			<-commit
+			return nil
+		}
+		queueUp(t, &group, 3, func(i int) {
+			mine := t.Context()
+			if i == 1 {
+				mine = ctx
+			}
+			_, errs[i] = g.Do(mine, domain.Section{Keys: []domain.Key{key}, Run: func(context.Context, domain.Tx) error {
+				ran[i] = true
+				return nil
+			}})
+		})
+		leave()
+		synctest.Wait()
+		require.ErrorIs(t, errs[1], context.Canceled)
+		l.free <- struct{}{}
+		<-committing
+		close(commit)
+		group.Wait()
+		assert.Equal(t, [3]bool{true, false, true}, ran)
+		assert.NoError(t, errs[0])
+		assert.Equal(t, []int{2}, d.batches)
+	})
+}
+
+func TestLeavingTooLate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, l := &database{}, newLock()
+		g := newGuard(d, l)
+		ctx, leave := context.WithCancel(t.Context())
+		d.before = func() error {
+			leave()
+			synctest.Wait()
+			return nil
+		}
+		_, err := g.Do(ctx, domain.Section{Keys: []domain.Key{key}, Run: func(ctx context.Context, _ domain.Tx) error { return ctx.Err() }})
+		require.NoError(t, err, "it was committed")
+	})
+}
+
+// When all have left, nobody waits for the lock in their name.
+func TestAllLeave(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, l := &database{}, newLock()
+		g := newGuard(d, l)
+		<-l.free
+		ctx, leave := context.WithCancel(t.Context())
+		var group sync.WaitGroup
+		queueUp(t, &group, 3, func(int) {
+			_, err := g.Do(ctx, domain.Section{Keys: []domain.Key{key}, Run: nil})
+			assert.ErrorIs(t, err, context.Canceled)
+		})
+		leave()
+		group.Wait()
+		g.Wait() // although the lock never comes free
+		assert.Zero(t, g.Queues())
+		assert.Empty(t, d.batches)
+	})
+}
+
+// Each caller waits its own time, and no more.
+func TestQueueTimesOut(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, l := &database{}, newLock()
+		g := newGuard(d, l)
+		<-l.free
+		var group sync.WaitGroup
+		for range 3 {
+			group.Go(func() {
+				began := time.Now()
+				_, err := do(g, nothing)
+				assert.ErrorIs(t, err, domain.ErrLockTimeout)
+				assert.Equal(t, patient, time.Since(began))
+			})
+			time.Sleep(patient / 4)
+		}
+		group.Wait()
+		g.Wait()
+		assert.Empty(t, d.batches)
+	})
+}
+
+// A queue has an end, and says so at once. What is refused there costs nobody else anything.
+func TestQueueIsBounded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, l := &database{}, newLock()
+		g := newGuard(d, l, func(o *locking.Options, _ *locking.Backend) { o.MaxQueue = 3 })
+		<-l.free
+		var group sync.WaitGroup
+		queueUp(t, &group, 3, func(int) {
+			_, err := do(g, nothing)
+			assert.NoError(t, err)
+		})
+		_, err := do(g, nothing)
+		require.ErrorIs(t, err, domain.ErrQueueFull)
+		l.free <- struct{}{}
+		group.Wait()
+		assert.Equal(t, []int{3}, d.batches)
+	})
+}
+
+// A panic is the caller's, and only his.
+func TestPanicInBatch(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, l := &database{}, newLock()
+		g := newGuard(d, l)
+		<-l.free
+		var group sync.WaitGroup
+		queueUp(t, &group, 3, func(i int) {
+			if i == 1 {
+				assert.PanicsWithValue(t, "boom", func() { _, _ = do(g, func() { panic("boom") }) })
+				return
+			}
+			_, err := do(g, nothing)
+			assert.NoError(t, err)
+		})
+		l.free <- struct{}{}
+		group.Wait()
+		assert.Equal(t, []int{3}, d.batches)
+	})
+}
+
+// A lock that cannot be had is everybody's error who waits for it, and the next one tries anew.
+func TestLockFails(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, l := &database{}, &failing{lock: newLock(), err: make(chan error)}
+		g := newGuard(d, l)
+		var group sync.WaitGroup
+		queueUp(t, &group, 3, func(int) {
+			_, err := do(g, nothing)
+			assert.ErrorIs(t, err, domain.ErrUnavailable)
+		})
+		l.err <- &domain.UnavailableError{Server: "Redis", Err: errors.New("boom")}
+		group.Wait()
+		close(l.err)
+		_, err := do(g, nothing)
+		require.NoError(t, err)
+		assert.Equal(t, []int{1}, d.batches)
+	})
+}
+
+type failing struct {
+	*lock
+	err chan error
+}
+
+func (f *failing) Acquire(ctx context.Context, key domain.Key, id domain.GrantID) (*locking.Lease, error) {
+	if err := <-f.err; err != nil {
+		return nil, err
+	}
+	return f.lock.Acquire(ctx, key, id)
+}
+
+// Without a lock nothing is shared: a queue would make it look as if it were safe.
+func TestNoLockIsNotShared(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := &database{}
+		g := newGuard(d, nil)
+		inside := make(chan struct{})
+		var group sync.WaitGroup
+		queueUp(t, &group, 2, func(int) {
+			_, err := do(g, func() { inside <- struct{}{} })
+			assert.NoError(t, err)
+		})
+		synctest.Wait() // both are inside, or one of them never will be
+		<-inside
+		<-inside
+		group.Wait()
+		assert.Equal(t, []int{1, 1}, d.batches)
+	})
+}
+
+// A section that wants to be alone, and every section where that is configured, takes its own lock.
+func TestAlone(t *testing.T) {
+	t.Parallel()
+	for _, alone := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			d, l := &database{}, newLock()
+			g := newGuard(d, l, func(o *locking.Options, _ *locking.Backend) {
+				if !alone {
+					o.MaxBatch = 1
+				}
+			})
+			<-l.free
+			var group sync.WaitGroup
+			queueUp(t, &group, 3, func(int) {
+				_, err := g.Do(t.Context(), domain.Section{Keys: []domain.Key{key}, Alone: alone, Run: func(context.Context, domain.Tx) error {
+					return nil
+				}})
+				assert.NoError(t, err)
+			})
+			l.free <- struct{}{}
+			group.Wait()
+			assert.Equal(t, []int{1, 1, 1}, d.batches)
+			assert.EqualValues(t, 3, l.acquired.Load())
+		})
+	}
+}
+
+// Keys do not wait for one another.
+func TestKeysInParallel(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := &database{}
+		g := newGuard(d, perKey{"item/a": newLock(), "item/b": newLock()})
+		inside := make(chan struct{})
+		var group sync.WaitGroup
+		for _, k := range []domain.Key{"item/a", "item/b"} {
+			group.Go(func() {
+				_, err := g.Do(t.Context(), domain.Section{Keys: []domain.Key{k}, Run: func(context.Context, domain.Tx) error {
+					inside <- struct{}{}
+					return nil
+				}})
+				assert.NoError(t, err)
+			})
+		}
+		synctest.Wait() // both are inside, or one of them will never be
+		<-inside
+		<-inside
+		group.Wait()
+	})
+}
+
+type perKey map[domain.Key]*lock
+
+func (p perKey) Acquire(ctx context.Context, key domain.Key, id domain.GrantID) (*locking.Lease, error) {
+	return p[key].Acquire(ctx, key, id)
+}
+
+// Everybody leaves while their transaction begins, and somebody else comes in the same moment. He must not fail because they
+// have left.
+func TestNewcomerWhenAllHaveLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, leave := context.WithCancel(t.Context())
+		d := &database{}
+		g := newGuard(d, newLock())
+		var group sync.WaitGroup
+		d.begun = sync.OnceFunc(func() {
+			leave()
+			synctest.Wait() // they have left
+			group.Go(func() {
+				_, err := do(g, nothing)
+				assert.NoError(t, err)
+			})
+			synctest.Wait() // he is in the queue
+		})
+		_, err := g.Do(ctx, domain.Section{Keys: []domain.Key{key}, Run: func(context.Context, domain.Tx) error { return nil }})
+		require.ErrorIs(t, err, context.Canceled)
+		group.Wait()
+		g.Wait()
+		require.Equal(t, []int{1}, d.batches)
+	})
+}
