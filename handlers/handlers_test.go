@@ -19,6 +19,7 @@ import (
 
 	"fencepost/domain"
 	"fencepost/handlers"
+	"fencepost/observe"
 )
 
 var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -237,6 +238,8 @@ func newHandler(m *memory, options ...option) http.Handler {
 				{Name: "none", Problem: "needs FENCEPOST_FENCING=off"},
 			}, nil
 		},
+		Events:    observe.NewHub(16),
+		Metrics:   observe.NewMetrics(handlers.Outcome),
 		Ready:     func(context.Context) error { return nil },
 		Instances: []string{"http://127.0.0.1:8081", "http://127.0.0.1:8082/"},
 		Log:       slog.New(slog.DiscardHandler),

@@ -20,6 +20,10 @@ type authorityJSON struct {
 	Since time.Time    `json:"since"`
 }
 
+func newAuthorityJSON(a domain.Authority) authorityJSON {
+	return authorityJSON{Scope: a.Scope, Epoch: strconv.FormatInt(a.Epoch, 10), Since: a.Since.UTC()}
+}
+
 type strategyJSON struct {
 	Name      string          `json:"name"`
 	Summary   string          `json:"summary"`
@@ -49,7 +53,7 @@ func (s *server) strategies(c echo.Context) error {
 			j.Server = st.Server
 		}
 		for k, a := range st.InCharge {
-			j.InCharge[k] = authorityJSON{Scope: a.Scope, Epoch: strconv.FormatInt(a.Epoch, 10), Since: a.Since.UTC()}
+			j.InCharge[k] = newAuthorityJSON(a)
 		}
 		answer.Strategies[i] = j
 	}
@@ -73,11 +77,11 @@ type auditJSON struct {
 
 // audit answers 200 whatever the verdict is: the audit itself has worked.
 func (s *server) audit(c echo.Context) error {
-	resource, err := auditQuery(c.Request().URL)
+	resource, err := parameter(c.Request().URL, "resource")
 	if err != nil {
 		return err
 	}
-	rows, err := s.Service.Audit(c.Request().Context(), resource)
+	rows, err := s.Service.Audit(c.Request().Context(), domain.Key(resource))
 	if err != nil {
 		return err
 	}
@@ -97,8 +101,9 @@ func (s *server) audit(c echo.Context) error {
 	return c.JSON(http.StatusOK, answer)
 }
 
-// auditQuery reads the query as strictly as bodies are read: a misspelt parameter would otherwise ask for everything.
-func auditQuery(u *url.URL) (resource domain.Key, err error) {
+// parameter reads the only parameter that a query may have, as strictly as bodies are read: a misspelt one would otherwise
+// ask for everything. It is empty if the query is.
+func parameter(u *url.URL, known string) (value string, err error) {
 	query, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
 		return "", domain.Invalid("query", "must be name=value, escaped as in a form")
@@ -106,16 +111,16 @@ func auditQuery(u *url.URL) (resource domain.Key, err error) {
 	for _, name := range slices.Sorted(maps.Keys(query)) {
 		values := query[name]
 		switch {
-		case name != "resource":
+		case name != known:
 			return "", domain.Invalid(shown(name), "must be left out: there is no such parameter")
 		case len(values) > 1:
 			return "", domain.Invalid(name, "must be given once")
 		case values[0] == "":
 			return "", domain.Invalid(name, "must not be empty; leave it out instead")
 		}
-		resource = domain.Key(values[0])
+		value = values[0]
 	}
-	return resource, nil
+	return value, nil
 }
 
 // healthz says that the process is alive. It asks no server: a restart would not mend one.
