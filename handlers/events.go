@@ -122,12 +122,8 @@ func (s *server) events(c echo.Context) error {
 	if c.Request().Method == http.MethodHead {
 		return c.NoContent(http.StatusOK)
 	}
-	control := http.NewResponseController(c.Response())
-	// The server's limit for reading a request would cancel the request's context when it is reached.
-	if err := control.SetReadDeadline(time.Time{}); err != nil {
-		return fmt.Errorf("starting a stream: %w", err)
-	}
 	c.Response().WriteHeader(http.StatusOK)
+	control := http.NewResponseController(c.Response())
 
 	var out bytes.Buffer
 	// An id without data is remembered by the client and shown to nobody.
