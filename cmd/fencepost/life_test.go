@@ -57,7 +57,7 @@ func newShop(t *testing.T, instances, items int, stock int64) *shop {
 			RedisURL:         os.Getenv("FENCEPOST_REDIS_URL"),
 			RedlockURLs:      strings.Split(os.Getenv("FENCEPOST_REDLOCK_URLS"), ","),
 			ZooKeeperServers: strings.Split(os.Getenv("FENCEPOST_ZOOKEEPER_SERVERS"), ","),
-			LeaseTTL:         time.Minute,
+			LeaseTTL:         10 * time.Second, // as configured by default: what a lost message costs at the most
 			Log:              log,
 		})
 		require.NoError(t, err)
