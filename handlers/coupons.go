@@ -70,7 +70,12 @@ func (s *server) coupon(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.JSON(http.StatusOK, couponOf(coupon))
+	body := couponOf(coupon)
+	tag, err := digest(body)
+	if err != nil {
+		return err
+	}
+	return tagged(c, tag, body)
 }
 
 type redemptionJSON struct {

@@ -105,13 +105,22 @@ func (s *server) createItem(c echo.Context) error {
 }
 
 func (s *server) items(c echo.Context) error {
-	items, err := s.Service.Items(c.Request().Context())
+	query, err := readQuery(c, "cursor", "limit")
+	if err != nil {
+		return err
+	}
+	page, err := pageOf(query)
+	if err != nil {
+		return err
+	}
+	items, next, err := s.Service.Items(c.Request().Context(), page)
 	if err != nil {
 		return err
 	}
 	answer := struct {
-		Items []itemJSON `json:"items"`
-	}{make([]itemJSON, len(items))}
+		Items      []itemJSON `json:"items"`
+		NextCursor string     `json:"next_cursor,omitempty"`
+	}{make([]itemJSON, len(items)), next}
 	for i, item := range items {
 		answer.Items[i] = itemOf(item)
 	}
@@ -123,7 +132,12 @@ func (s *server) item(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.JSON(http.StatusOK, itemOf(item))
+	body := itemOf(item)
+	tag, err := itemTag(body)
+	if err != nil {
+		return err
+	}
+	return tagged(c, tag, body)
 }
 
 func (s *server) restock(c echo.Context) error {
@@ -133,7 +147,7 @@ func (s *server) restock(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	item, receipt, err := s.Service.Restock(c.Request().Context(), c.Param("sku"), in.Quantity)
+	item, receipt, err := s.Service.Restock(c.Request().Context(), c.Param("sku"), in.Quantity, stockExpected(c.Request()))
 	stamp(c, receipt)
 	if err != nil {
 		return err
@@ -206,7 +220,12 @@ func (s *server) reservation(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.JSON(http.StatusOK, reservationOf(reservation))
+	body := reservationOf(reservation)
+	tag, err := digest(body)
+	if err != nil {
+		return err
+	}
+	return tagged(c, tag, body)
 }
 
 func (s *server) confirm(c echo.Context) error {
