@@ -224,7 +224,7 @@ func newHandler(m *memory, options ...option) http.Handler {
 	for _, o := range options {
 		o(&c)
 	}
-	return handlers.New(c)
+	return watched(handlers.New(c), c.Page)
 }
 
 // call sends a request; headers are name, value, name, value.

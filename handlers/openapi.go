@@ -1,0 +1,24 @@
+package handlers
+
+import (
+	_ "embed"
+	"net/http"
+
+	"github.com/labstack/echo/v4"
+)
+
+// OpenAPI is the contract. It is written by hand; the tests hold the routes, and every answer that they get, to it.
+//
+//go:embed openapi.yaml
+var OpenAPI []byte
+
+func (s *server) openapi(c echo.Context) error {
+	tag, err := digest(OpenAPI)
+	if err != nil {
+		return err
+	}
+	if unchanged(c, tag) {
+		return c.NoContent(http.StatusNotModified)
+	}
+	return c.Blob(http.StatusOK, "application/yaml", OpenAPI)
+}
