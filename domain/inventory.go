@@ -15,7 +15,7 @@ type NewItem struct {
 }
 
 // CreateItem puts an item on sale.
-func (s *Service) CreateItem(ctx context.Context, in NewItem) (ItemView, error) {
+func (s *Service) CreateItem(ctx context.Context, in NewItem, once *Once) (ItemView, error) {
 	if err := CheckSKU("sku", in.SKU); err != nil {
 		return ItemView{}, err
 	}
@@ -29,7 +29,7 @@ func (s *Service) CreateItem(ctx context.Context, in NewItem) (ItemView, error) 
 	if err != nil {
 		return ItemView{}, err
 	}
-	return s.Store.CreateItem(ctx, Item{SKU: in.SKU, Name: in.Name, OnHand: in.Stock}, lock)
+	return s.Store.CreateItem(ctx, Item{SKU: in.SKU, Name: in.Name, OnHand: in.Stock}, lock, once)
 }
 
 func (s *Service) lockSpec(ctx context.Context, kind Kind, strategy string, fencing Fencing) (LockSpec, error) {
@@ -57,14 +57,15 @@ func (s *Service) Item(ctx context.Context, sku string) (ItemView, error) {
 
 // Restock adds units to an item and returns the item as it then was. expected, if it is not nil, says whether the item is
 // what the caller takes it for; it is asked inside the section, where nobody can change the item after it was asked.
-func (s *Service) Restock(ctx context.Context, sku string, quantity int64, expected func(Item) bool) (item Item, receipt Receipt, err error) {
+func (s *Service) Restock(ctx context.Context, sku string, quantity int64, expected func(Item) bool, once *Once) (item Item, receipt Receipt, err error) {
 	if err := CheckSKU("sku", sku); err != nil {
 		return Item{}, Receipt{}, fmt.Errorf("item %q: %w", sku, ErrNotFound)
 	}
 	if quantity < 1 || quantity > MaxStock {
 		return Item{}, Receipt{}, Invalid("quantity", "must be between 1 and %d", MaxStock)
 	}
-	receipt, err = s.Guard.Do(ctx, Section{Keys: []Key{ItemKey(sku)}, Run: func(ctx context.Context, tx Tx) error {
+	section := Section{Keys: []Key{ItemKey(sku)}, Once: once, Result: func() any { return item }}
+	section.Run = func(ctx context.Context, tx Tx) error {
 		var err error
 		if item, err = tx.Item(ctx, sku); err != nil {
 			return err
@@ -77,7 +78,8 @@ func (s *Service) Restock(ctx context.Context, sku string, quantity int64, expec
 		}
 		tx.PutItem(item, Entry{Kind: EntryRestock})
 		return nil
-	}})
+	}
+	receipt, err = s.Guard.Do(ctx, section)
 	return item, receipt, err
 }
 
@@ -90,7 +92,7 @@ type NewReservation struct {
 }
 
 // Reserve takes stock and holds it until it is confirmed, released, or has expired.
-func (s *Service) Reserve(ctx context.Context, caller Caller, in NewReservation) (Reservation, Receipt, error) {
+func (s *Service) Reserve(ctx context.Context, caller Caller, in NewReservation, once *Once) (Reservation, Receipt, error) {
 	if err := CheckSKU("sku", in.SKU); err != nil {
 		return Reservation{}, Receipt{}, fmt.Errorf("item %q: %w", in.SKU, ErrNotFound)
 	}
@@ -113,7 +115,8 @@ func (s *Service) Reserve(ctx context.Context, caller Caller, in NewReservation)
 		CustomerID: in.CustomerID,
 		CreatedBy:  caller.ID,
 	}
-	receipt, err := s.Guard.Do(ctx, Section{Keys: r.Keys(), Alone: s.Review != nil, Run: func(ctx context.Context, tx Tx) error {
+	section := Section{Keys: r.Keys(), Alone: s.Review != nil, Once: once, Result: func() any { return r }}
+	section.Run = func(ctx context.Context, tx Tx) error {
 		item, err := tx.Item(ctx, in.SKU)
 		if err != nil {
 			return err
@@ -131,7 +134,8 @@ func (s *Service) Reserve(ctx context.Context, caller Caller, in NewReservation)
 		tx.PutItem(item, Entry{Kind: EntryHold, Reference: r.ID})
 		tx.PutReservation(r)
 		return nil
-	}})
+	}
+	receipt, err := s.Guard.Do(ctx, section)
 	return r, receipt, err
 }
 
@@ -148,25 +152,25 @@ func (s *Service) Reservation(ctx context.Context, caller Caller, id string) (Re
 }
 
 // Confirm turns a held reservation into a sale. Confirming twice is confirming once.
-func (s *Service) Confirm(ctx context.Context, caller Caller, id string) (Reservation, Receipt, error) {
-	return s.settle(ctx, caller, id, EntryConfirm, (*Reservation).confirm, (*Item).Confirm)
+func (s *Service) Confirm(ctx context.Context, caller Caller, id string, once *Once) (Reservation, Receipt, error) {
+	return s.settle(ctx, caller, id, once, EntryConfirm, (*Reservation).confirm, (*Item).Confirm)
 }
 
 // Release gives the units of a held reservation back. Releasing twice is releasing once.
-func (s *Service) Release(ctx context.Context, caller Caller, id string) (Reservation, Receipt, error) {
-	return s.settle(ctx, caller, id, EntryRelease, (*Reservation).release, (*Item).Release)
+func (s *Service) Release(ctx context.Context, caller Caller, id string, once *Once) (Reservation, Receipt, error) {
+	return s.settle(ctx, caller, id, once, EntryRelease, (*Reservation).release, (*Item).Release)
 }
 
 // settle ends a hold in one way or another. What is read first only tells which keys are needed; whether the transition is
 // possible is decided again inside the section.
-func (s *Service) settle(ctx context.Context, caller Caller, id string, why EntryKind,
+func (s *Service) settle(ctx context.Context, caller Caller, id string, once *Once, why EntryKind,
 	transition func(*Reservation, time.Time) (bool, error), move func(*Item, int64) error,
 ) (r Reservation, receipt Receipt, err error) {
 	before, err := s.Reservation(ctx, caller, id)
 	if err != nil {
 		return Reservation{}, Receipt{}, err
 	}
-	section := Section{Keys: before.Keys(), Reads: Reads{Reservations: []string{id}}}
+	section := Section{Keys: before.Keys(), Reads: Reads{Reservations: []string{id}}, Once: once, Result: func() any { return r }}
 	section.Run = func(ctx context.Context, tx Tx) error {
 		var err error
 		if r, err = tx.Reservation(ctx, id); err != nil {

@@ -26,6 +26,7 @@ type commandLine struct {
 	Serve      serveCommand     `cmd:"" help:"Run one instance of the service."`
 	Migrate    migrateCommand   `cmd:"" help:"Bring the database's schema up to date, as its owner."`
 	Keys       keysCommand      `cmd:"" help:"Create, list and revoke API keys."`
+	Switch     switchCommand    `cmd:"" help:"Put another lock strategy in charge; running instances that have its servers follow."`
 	ShowConfig configCommand    `cmd:"" name:"config" help:"Print the configuration with its secrets hidden, and check it."`
 	Version    kong.VersionFlag `help:"Print the version."`
 }
