@@ -63,6 +63,9 @@ type AuditRow struct {
 // OK is the verdict.
 func (a AuditRow) OK() bool { return a.Oversold == 0 && a.Drift == 0 }
 
+// AuditSum is what the audit finds over many resources.
+type AuditSum struct{ Oversold, Drift int64 }
+
 // Caller is who asks. Reservations and redemptions are visible to their maker and to admins.
 type Caller struct {
 	ID    string

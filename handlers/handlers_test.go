@@ -21,6 +21,7 @@ import (
 
 	"fencepost/domain"
 	"fencepost/handlers"
+	"fencepost/observe"
 )
 
 var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -252,6 +253,8 @@ func newHandler(m *memory, options ...option) http.Handler {
 				{Name: "none", Problem: "needs FENCEPOST_FENCING=off"},
 			}, nil
 		},
+		Events:    observe.NewHub(16),
+		Metrics:   observe.NewMetrics(handlers.Outcome),
 		Ready:     func(context.Context) error { return nil },
 		Instances: []string{"http://127.0.0.1:8081", "http://127.0.0.1:8082/"},
 		Log:       slog.New(slog.DiscardHandler),
@@ -260,7 +263,7 @@ func newHandler(m *memory, options ...option) http.Handler {
 	for _, o := range options {
 		o(&c)
 	}
-	return watched(handlers.New(c), c.Page)
+	return checked(handlers.New(c), c.Page)
 }
 
 // call sends a request; headers are name, value, name, value.

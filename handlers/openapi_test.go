@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"os"
@@ -20,6 +21,7 @@ import (
 	"fencepost/domain"
 	"fencepost/handlers"
 	"fencepost/handlers/contracttest"
+	"fencepost/observe"
 )
 
 // document is what every exchange of these tests is held to.
@@ -46,8 +48,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// watched has every exchange with the handler checked; only the files of the page are not the document's business.
-func watched(h http.Handler, page map[string]http.Handler) http.Handler {
+// checked has every exchange with the handler checked; only the files of the page are not the document's business.
+func checked(h http.Handler, page map[string]http.Handler) http.Handler {
 	return contracttest.Watch(h, func(ctx context.Context, e contracttest.Exchange) {
 		const gone = 499 // nobody waits for that answer
 		if e.Status == gone || e.Status == http.StatusOK && page[e.URL.Path] != nil {
@@ -65,14 +67,14 @@ func watched(h http.Handler, page map[string]http.Handler) http.Handler {
 
 func TestEveryExchangeIsChecked(t *testing.T) {
 	t.Parallel()
-	checked := func() int {
+	count := func() int {
 		breaches.Lock()
 		defer breaches.Unlock()
 		return breaches.checked
 	}
-	before := checked()
+	before := count()
 	call(newHandler(newMemory()), "GET", "/healthz", "")
-	assert.Greater(t, checked(), before)
+	assert.Greater(t, count(), before)
 }
 
 // operations calls each with every operation of the document, under its method and its path as echo writes it.
@@ -86,7 +88,7 @@ func operations(each func(route string, op *openapi3.Operation)) {
 
 func TestRoutesAreThoseOfTheDocument(t *testing.T) {
 	t.Parallel()
-	e, ok := handlers.New(handlers.Config{Service: &domain.Service{}}).(*echo.Echo)
+	e, ok := handlers.New(handlers.Config{Service: &domain.Service{}, Metrics: observe.NewMetrics(handlers.Outcome), Log: slog.New(slog.DiscardHandler)}).(*echo.Echo)
 	require.True(t, ok)
 	var routes, documented []string
 	for _, r := range e.Routes() {
@@ -152,6 +154,9 @@ func TestExamplesAreTrue(t *testing.T) {
 	const id = "019ca95d-1a00-7c3e-8d1f-2a3b4c5d6e7f"
 	operations(func(route string, op *openapi3.Operation) {
 		method, path, _ := strings.Cut(route, " ")
+		if path == "/v1/events" { // it has no end that could be waited for; its own tests read it
+			return
+		}
 		m := newMemory()
 		m.items["lamp"] = domain.Item{SKU: "lamp", Name: "Lamp", OnHand: 10, Reserved: 1}
 		m.coupons["TEN"] = domain.Coupon{Code: "TEN", MaxRedemptions: 10, Redeemed: 1}

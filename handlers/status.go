@@ -17,6 +17,10 @@ type authorityJSON struct {
 	Since time.Time    `json:"since"`
 }
 
+func newAuthorityJSON(a domain.Authority) authorityJSON {
+	return authorityJSON{Scope: a.Scope, Epoch: strconv.FormatInt(a.Epoch, 10), Since: a.Since.UTC()}
+}
+
 type strategyJSON struct {
 	Name      string          `json:"name"`
 	Summary   string          `json:"summary"`
@@ -46,7 +50,7 @@ func (s *server) strategies(c echo.Context) error {
 			j.Server = st.Server
 		}
 		for k, a := range st.InCharge {
-			j.InCharge[k] = authorityJSON{Scope: a.Scope, Epoch: strconv.FormatInt(a.Epoch, 10), Since: a.Since.UTC()}
+			j.InCharge[k] = newAuthorityJSON(a)
 		}
 		answer.Strategies[i] = j
 	}

@@ -1,5 +1,5 @@
 // Package servers runs the laboratory: one PostgreSQL, five Redis and one ZooKeeper, real ones, as private child
-// processes on free loopback ports, in one throwaway folder.
+// processes on free loopback ports, in one throwaway folder; and an ensemble of three ZooKeeper for tests that ask for it.
 //
 // It promises that no process and no folder outlives the laboratory, even one that was killed with SIGKILL; that a
 // server that ends by itself fails the laboratory; and that an address which was given is used as it is, or refused
