@@ -169,7 +169,7 @@ func Watch(next http.Handler, seen func(context.Context, Exchange)) http.Handler
 		rec := &recorder{ResponseWriter: w}
 		next.ServeHTTP(rec, r)
 		e.Body, e.Status, e.Answer, e.AnswerBody = body.Bytes(), rec.status, w.Header(), rec.body.Bytes()
-		e.NoBodySeen = strings.HasPrefix(w.Header().Get("Content-Type"), "text/event-stream")
+		e.NoBodySeen = rec.streams()
 		seen(context.WithoutCancel(r.Context()), e)
 	})
 }
@@ -190,8 +190,14 @@ func (r *recorder) Write(b []byte) (int, error) {
 	if r.status == 0 {
 		r.status = http.StatusOK
 	}
-	r.body.Write(b)
+	if !r.streams() { // it would have no end
+		r.body.Write(b)
+	}
 	return r.ResponseWriter.Write(b)
+}
+
+func (r *recorder) streams() bool {
+	return strings.HasPrefix(r.Header().Get("Content-Type"), "text/event-stream")
 }
 
 // Unwrap is for http.ResponseController.
