@@ -9,7 +9,9 @@ type EventKind string
 const (
 	// EventSection: a section is over for its caller, who may have shared the locks. Grants, Err, LockWait.
 	EventSection EventKind = "section"
-	// EventReleased: locks were given back, after one section or a batch of them. Grants, Hold.
+	// EventBatch: a transaction has carried sections of one key. Grants, Batch.
+	EventBatch EventKind = "batch"
+	// EventReleased: locks were given back, after one section or a batch of them. Grants, Acquire, Hold.
 	EventReleased EventKind = "released"
 	// EventRefused: the fence has turned a transaction away. Refusal.
 	EventRefused EventKind = "refused"
@@ -32,6 +34,8 @@ type Event struct {
 	Grants    []Grant       // in the order of their keys; those of a section that got no lock are what it would have had, less the token
 	Err       error         // why the section did not commit, how the loss was noticed; its text is for the log
 	LockWait  time.Duration // until the last lock was held or the wait was given up, the time in the queue included
+	Batch     int           // sections
+	Acquire   time.Duration // from asking for the first lock until the last was held; the time in a queue before is not in it
 	Hold      time.Duration // from the last lock that was acquired until all were given back; of row locks, the time in transactions
 	Refusal   *Refusal
 	Authority *Authority

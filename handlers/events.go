@@ -123,12 +123,8 @@ func (s *server) events(c echo.Context) error {
 	if c.Request().Method == http.MethodHead {
 		return c.NoContent(http.StatusOK)
 	}
-	control := http.NewResponseController(c.Response())
-	// The server's limit for reading a request would cancel the request's context when it is reached.
-	if err := control.SetReadDeadline(time.Time{}); err != nil {
-		return fmt.Errorf("starting a stream: %w", err)
-	}
 	c.Response().WriteHeader(http.StatusOK)
+	control := http.NewResponseController(c.Response())
 
 	var out bytes.Buffer
 	// An id without data is remembered by the client and shown to nobody.
@@ -245,10 +241,17 @@ func eventData(e domain.Event) any {
 		}{at, grants, Outcome(e.Err), milliseconds(e.LockWait)}
 	case domain.EventReleased:
 		return struct {
-			At     time.Time   `json:"at"`
-			Grants []grantJSON `json:"grants"`
-			Hold   float64     `json:"hold_ms"`
-		}{at, grants, milliseconds(e.Hold)}
+			At      time.Time   `json:"at"`
+			Grants  []grantJSON `json:"grants"`
+			Acquire float64     `json:"acquire_ms"`
+			Hold    float64     `json:"hold_ms"`
+		}{at, grants, milliseconds(e.Acquire), milliseconds(e.Hold)}
+	case domain.EventBatch:
+		return struct {
+			At       time.Time   `json:"at"`
+			Grants   []grantJSON `json:"grants"`
+			Sections int         `json:"sections"`
+		}{at, grants, e.Batch}
 	}
 	return struct {
 		At     time.Time   `json:"at"`

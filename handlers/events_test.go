@@ -21,7 +21,7 @@ import (
 
 	"fencepost/domain"
 	"fencepost/handlers"
-	"fencepost/observe"
+	"fencepost/handlers/observe"
 )
 
 // watched is a server with an event stream.
@@ -34,10 +34,19 @@ type watched struct {
 
 func newWatched(t *testing.T, kept int, options ...option) watched {
 	t.Helper()
+	return newWatchedWithin(t, 0, kept, options...)
+}
+
+// newWatchedWithin has a server with time-outs.
+func newWatchedWithin(t *testing.T, timeout time.Duration, kept int, options ...option) watched {
+	t.Helper()
 	w := watched{t: t, hub: observe.NewHub(kept), metrics: observe.NewMetrics(handlers.Outcome)}
 	server := httptest.NewUnstartedServer(newHandler(newMemory(), append(options, func(c *handlers.Config) { c.Events, c.Metrics = w.hub, w.metrics })...))
-	// Far less than the tests need.
-	server.Config.ReadTimeout, server.Config.WriteTimeout = 50*time.Millisecond, 50*time.Millisecond
+	server.Config.ReadTimeout, server.Config.WriteTimeout = timeout, timeout
+	server.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		_ = c.(*net.TCPConn).SetWriteBuffer(4096) // so that one who does not read is noticed soon
+		return ctx
+	}
 	server.Start()
 	t.Cleanup(server.Close)
 	t.Cleanup(w.hub.Close) // a stream would keep the server from closing
@@ -57,7 +66,7 @@ type event struct{ id, kind, data string }
 
 func (w watched) get(query string, headers ...string) (*http.Response, func()) {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
 	w.t.Cleanup(cancel)
 	r, err := http.NewRequestWithContext(ctx, "GET", w.url+"/v1/events"+query, nil)
 	require.NoError(w.t, err)
@@ -144,7 +153,7 @@ func (w watched) readers() string {
 
 func (w watched) awaitReaders(n string) {
 	w.t.Helper()
-	require.Eventually(w.t, func() bool { return w.readers() == n }, 10*time.Second, time.Millisecond)
+	require.Eventually(w.t, func() bool { return w.readers() == n }, 30*time.Second, time.Millisecond)
 }
 
 func kind(n int) domain.Event { return domain.Event{Kind: domain.EventKind(fmt.Sprint(n)), At: now} }
@@ -168,8 +177,12 @@ func TestEventsOnTheWire(t *testing.T) {
 			`{"at":"2026-03-01T12:00:00Z","grants":[],"outcome":"lock_timeout","lock_wait_ms":0}`,
 		},
 		{
-			domain.Event{Kind: domain.EventReleased, Grants: []domain.Grant{{Key: "item/lamp", Strategy: "none", Epoch: 1}}, Hold: time.Second},
-			`{"at":"2026-03-01T12:00:00Z","grants":[{"resource":"item/lamp","strategy":"none","epoch":"1"}],"hold_ms":1000}`,
+			domain.Event{Kind: domain.EventReleased, Grants: []domain.Grant{{Key: "item/lamp", Strategy: "none", Epoch: 1}}, Acquire: time.Millisecond, Hold: time.Second},
+			`{"at":"2026-03-01T12:00:00Z","grants":[{"resource":"item/lamp","strategy":"none","epoch":"1"}],"acquire_ms":1,"hold_ms":1000}`,
+		},
+		{
+			domain.Event{Kind: domain.EventBatch, Grants: []domain.Grant{{Key: "item/lamp", Strategy: "redis", Epoch: 1, Token: 7}}, Batch: 3},
+			`{"at":"2026-03-01T12:00:00Z","grants":[{"resource":"item/lamp","strategy":"redis","epoch":"1","token":"7"}],"sections":3}`,
 		},
 		{
 			domain.Event{Kind: domain.EventRefused, Refusal: &domain.Refusal{Grant: grant, Reason: "stale_fencing_token", CurrentEpoch: 2, CurrentToken: 9007199254740994}},
@@ -272,7 +285,7 @@ func TestGap(t *testing.T) {
 // A reader that does not read is dropped, and another one gets every event meanwhile.
 func TestStuckReader(t *testing.T) {
 	t.Parallel()
-	w := newWatched(t, 64, func(c *handlers.Config) { c.Stream.WriteTimeout = 200 * time.Millisecond })
+	w := newWatched(t, 64, func(c *handlers.Config) { c.Stream.WriteTimeout = 3 * time.Second })
 	stuck, err := net.Dial("tcp", strings.TrimPrefix(w.url, "http://"))
 	require.NoError(t, err)
 	defer stuck.Close()
@@ -321,12 +334,13 @@ func TestTooManyReadersOfOneCaller(t *testing.T) {
 // The time-outs of the server, and its limit of requests, are not for streams.
 func TestStreamsLast(t *testing.T) {
 	t.Parallel()
-	w := newWatched(t, 4, func(c *handlers.Config) {
-		c.Stream.Heartbeat, c.RequestTimeout, c.MaxRequests = 20*time.Millisecond, 50*time.Millisecond, 1
+	const timeout = time.Second
+	w := newWatchedWithin(t, timeout, 4, func(c *handlers.Config) {
+		c.Stream.Heartbeat, c.RequestTimeout, c.MaxRequests = timeout/4, timeout, 1
 	})
 	streams := []*stream{w.open(""), w.open("")}
 	for _, s := range streams {
-		for range 10 {
+		for range 8 { // twice the time-outs
 			text, ok := s.block()
 			require.True(t, ok)
 			require.Equal(t, ": still here\n", text)

@@ -16,7 +16,7 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"fencepost/domain"
-	"fencepost/observe"
+	"fencepost/handlers/observe"
 )
 
 // Config is what the handlers need. Service, Strategies, Ready, Events, Metrics and Log are required.

@@ -21,7 +21,7 @@ import (
 
 	"fencepost/domain"
 	"fencepost/handlers"
-	"fencepost/observe"
+	"fencepost/handlers/observe"
 )
 
 var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)

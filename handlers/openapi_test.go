@@ -21,7 +21,7 @@ import (
 	"fencepost/domain"
 	"fencepost/handlers"
 	"fencepost/handlers/contracttest"
-	"fencepost/observe"
+	"fencepost/handlers/observe"
 )
 
 // document is what every exchange of these tests is held to.

@@ -148,12 +148,14 @@ type hold struct {
 	taken    []*Lease      // in the order in which they were acquired
 	turn     time.Duration // how long it may be kept for one batch after another
 	excludes bool
+	acquire  time.Duration // from asking for the first lock until the last was held
 	since    time.Time     // when the last lease was acquired
 	working  time.Duration // in transactions, which is how long row locks were held
 }
 
 // hold acquires the keys, which are sorted. wait is the part of ctx in which they have to come free.
 func (g *Guard) hold(ctx, wait context.Context, keys []domain.Key) (h *hold, err error) {
+	began := time.Now()
 	h = &hold{guard: g, grants: make([]domain.Grant, 0, len(keys)), leases: make(map[domain.Key]*Lease, len(keys)), excludes: true}
 	h.section, h.lose = context.WithCancelCause(ctx)
 	defer func() {
@@ -195,6 +197,7 @@ func (g *Guard) hold(ctx, wait context.Context, keys []domain.Key) (h *hold, err
 		h.excludes = h.excludes && bound.backend.excludes()
 	}
 	h.since = time.Now()
+	h.acquire = h.since.Sub(began)
 	return h, nil
 }
 
@@ -207,6 +210,7 @@ func (h *hold) transact(lockWait time.Duration, collect func() []domain.Section)
 	}
 	receipt.Batch = len(outcomes)
 	h.working += receipt.Database
+	h.acquire += receipt.LockWait // for rows
 	if len(receipt.Grants) > 0 && receipt.Grants[0].RowLock {
 		h.grants = receipt.Grants // with the tokens that the rows have issued
 	}

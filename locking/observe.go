@@ -53,7 +53,7 @@ func (h *hold) released() {
 	if h.since.IsZero() {
 		return // not all of them were
 	}
-	e := domain.Event{Kind: domain.EventReleased, Grants: h.grants, Hold: h.working}
+	e := domain.Event{Kind: domain.EventReleased, Grants: h.grants, Acquire: h.acquire, Hold: h.working}
 	if len(h.taken) > 0 {
 		e.Hold = time.Since(h.since)
 	}

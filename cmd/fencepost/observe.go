@@ -6,14 +6,14 @@ import (
 	"time"
 
 	"fencepost/domain/postgres"
-	"fencepost/observe"
+	"fencepost/handlers/observe"
 )
 
 const (
 	// So many events are kept for readers that come back: some seconds of a sale, hours of an ordinary day.
 	keptEvents = 8192
 	// The longest that the audit in the background may keep PostgreSQL busy.
-	auditTimeout = 10 * time.Second
+	auditTimeout = 30 * time.Second
 	// The longest that sending the last traces may delay the end.
 	traceTimeout = 3 * time.Second
 )
@@ -40,16 +40,17 @@ func poolState(store *postgres.Store) func() observe.Pool {
 
 // watchDatabase asks PostgreSQL again and again for what no event of this instance tells: what is oversold, and which epochs
 // are in charge. It returns when ctx ends. The pause comes after the work, so that an audit which takes long is not
-// followed at once by the next.
+// followed at once by the next: it may use a twentieth of the time, however many rows there are to count.
 func watchDatabase(ctx context.Context, store *postgres.Store, metrics *observe.Metrics, pause time.Duration, log *slog.Logger) {
 	for {
+		began := time.Now()
 		if err := lookAtDatabase(ctx, store, metrics); err != nil && ctx.Err() == nil {
 			log.Warn("the metrics of the database are out of date", "error", err)
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(pause):
+		case <-time.After(max(pause, 20*time.Since(began))):
 		}
 	}
 }

@@ -268,7 +268,7 @@ func TestREADMEListsTheMetrics(t *testing.T) {
 			documented[name[1]] = true
 		}
 	}
-	source, err := os.ReadFile("../../observe/metrics.go")
+	source, err := os.ReadFile("../../handlers/observe/metrics.go")
 	require.NoError(t, err)
 	defined := map[string]bool{}
 	for _, name := range regexp.MustCompile(`"(fencepost_[a-z_]+)"`).FindAllStringSubmatch(string(source), -1) {

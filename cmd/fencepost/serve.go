@@ -21,9 +21,9 @@ import (
 	"fencepost/domain"
 	"fencepost/domain/postgres"
 	"fencepost/handlers"
+	"fencepost/handlers/observe"
 	"fencepost/locking"
 	"fencepost/locking/strategies"
-	"fencepost/observe"
 	"fencepost/web"
 )
 

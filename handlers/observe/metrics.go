@@ -22,6 +22,8 @@ type Metrics struct {
 	requests   *prometheus.HistogramVec
 	sections   *prometheus.CounterVec
 	wait, hold *prometheus.HistogramVec
+	acquire    *prometheus.HistogramVec
+	batch      *prometheus.HistogramVec
 	lost       *prometheus.CounterVec
 	refused    *prometheus.CounterVec
 	reigns     *prometheus.CounterVec
@@ -55,7 +57,10 @@ func NewMetrics(outcome func(error) string) *Metrics {
 			prometheus.DefBuckets, "route", "method", "code"),
 		sections: counter("fencepost_sections_total", "Critical sections by what they ended with: committed, or the code of an error.",
 			"strategy", "outcome"),
-		wait: histogram("fencepost_lock_wait_seconds", "Waiting for the locks of a section, the time in the queue included, also in vain.", lockBuckets, "strategy"),
+		wait:    histogram("fencepost_lock_wait_seconds", "Waiting for the locks of a section, the time in the queue included, also in vain.", lockBuckets, "strategy"),
+		acquire: histogram("fencepost_lock_acquire_seconds", "Asking for locks until they are held, the time in the queue before not included.", lockBuckets, "strategy"),
+		batch: histogram("fencepost_batch_sections", "Sections of one resource that shared a transaction.",
+			prometheus.ExponentialBuckets(1, 2, 11), "strategy"),
 		hold: histogram("fencepost_lock_hold_seconds", "Holding locks, for one section or a batch of them.", lockBuckets, "strategy"),
 		lost: counter("fencepost_leases_lost_total", "Leases that their holder lost while it was at work.", "strategy"),
 		refused: counter("fencepost_refusals_total", "Transactions that the fence turned away, as recorded in the table refusals.",
@@ -75,7 +80,7 @@ func NewMetrics(outcome func(error) string) *Metrics {
 			Name: "fencepost_event_gaps_total", Help: "Readers of events that were told that they have missed some.",
 		}),
 	}
-	m.registry.MustRegister(m.requests, m.sections, m.wait, m.hold, m.lost, m.refused, m.reigns, m.epoch, m.oversold, m.drift,
+	m.registry.MustRegister(m.requests, m.sections, m.wait, m.acquire, m.hold, m.batch, m.lost, m.refused, m.reigns, m.epoch, m.oversold, m.drift,
 		m.audited, m.readers, m.gaps,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewBuildInfoCollector())
 	return m
@@ -95,7 +100,10 @@ func (m *Metrics) Event(e domain.Event) {
 		strategy := strategyOf(e.Grants)
 		m.sections.WithLabelValues(strategy, m.outcome(e.Err)).Inc()
 		m.wait.WithLabelValues(strategy).Observe(e.LockWait.Seconds())
+	case domain.EventBatch:
+		m.batch.WithLabelValues(strategyOf(e.Grants)).Observe(float64(e.Batch))
 	case domain.EventReleased:
+		m.acquire.WithLabelValues(strategyOf(e.Grants)).Observe(e.Acquire.Seconds())
 		m.hold.WithLabelValues(strategyOf(e.Grants)).Observe(e.Hold.Seconds())
 	case domain.EventLost:
 		m.lost.WithLabelValues(strategyOf(e.Grants)).Inc()

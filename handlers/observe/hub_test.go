@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"fencepost/domain"
-	"fencepost/observe"
+	"fencepost/handlers/observe"
 )
 
 func numbered(n int) domain.Event { return domain.Event{Kind: domain.EventKind(strconv.Itoa(n))} }

@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"fencepost/domain"
-	"fencepost/observe"
+	"fencepost/handlers/observe"
 )
 
 func scrape(t *testing.T, m *observe.Metrics) string {

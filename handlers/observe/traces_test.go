@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"fencepost/domain"
-	"fencepost/observe"
+	"fencepost/handlers/observe"
 )
 
 func outcome(error) string { return "committed" }
