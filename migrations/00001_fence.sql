@@ -35,8 +35,12 @@ REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO fencepost_service;
 
 -- What exists here was made for the owner alone; each right of the service's role is named one by one.
+--
+-- Keys of resources are collated "C", here and in 00002: in byte order, which no upgrade of the system's locales changes
+-- under an index, and by which lists are read page by page. All of them, because an index is of no use to a comparison in
+-- another collation than its own.
 CREATE TABLE authorities (
-    scope       text        PRIMARY KEY CHECK (scope IN ('inventory', 'coupons') OR scope ~ '^(item|coupon)/'),
+    scope       text COLLATE "C" PRIMARY KEY CHECK (scope IN ('inventory', 'coupons') OR scope ~ '^(item|coupon)/'),
     strategy    text        NOT NULL CHECK (strategy <> ''),
     fingerprint text        NOT NULL,
     epoch       bigint      NOT NULL CHECK (epoch > 0),
@@ -49,8 +53,8 @@ COMMENT ON COLUMN authorities.decided_by IS
     'configuration: an instance took over when it started. operator: an order, which instances that are configured otherwise follow. both: an order with which an instance that started since agrees. The fence does not read it.';
 
 CREATE TABLE fences (
-    resource     text    PRIMARY KEY CHECK (resource ~ '^(item|coupon)/.'),
-    scope        text    NOT NULL REFERENCES authorities,
+    resource     text COLLATE "C" PRIMARY KEY CHECK (resource ~ '^(item|coupon)/.'),
+    scope        text COLLATE "C" NOT NULL REFERENCES authorities,
     fencing      text    NOT NULL CHECK (fencing IN ('enforced', 'off')),
     epoch        bigint  NOT NULL CHECK (epoch >= 0),
     token        bigint  NOT NULL CHECK (token >= 0),
@@ -65,7 +69,7 @@ COMMENT ON TABLE fences IS 'Per resource the newest (epoch, token, grant) that P
 
 CREATE TABLE refusals (
     id              uuid        PRIMARY KEY,
-    resource        text        NOT NULL,
+    resource        text COLLATE "C" NOT NULL,
     reason          text        NOT NULL,
     strategy        text        NOT NULL,
     presented_epoch bigint      NOT NULL,
