@@ -59,7 +59,7 @@ func (s *Service) Order(ctx context.Context, caller Caller, in NewOrder, once *O
 	in.Lines = lines
 	order, receipt, err := s.hold(ctx, caller, in, once)
 	if errors.Is(err, ErrNotFound) {
-		err = s.missing(ctx, asked, in.Coupon, err)
+		err = s.missing(ctx, asked, in.Coupon)
 	}
 	return order, receipt, err
 }
@@ -95,7 +95,7 @@ func lineField(i int, name string) string { return fmt.Sprintf("lines[%d].%s", i
 
 // missing says what it was that an order asked for and that does not exist. Items come first, whatever the coupon: which of
 // the two is complained of must not tell whether the code is real.
-func (s *Service) missing(ctx context.Context, lines []Line, coupon string, err error) error {
+func (s *Service) missing(ctx context.Context, lines []Line, coupon string) error {
 	for i, line := range lines {
 		if _, err := s.Store.Item(ctx, line.SKU); errors.Is(err, ErrNotFound) {
 			return Invalid(lineField(i, "sku"), "must name an item")
@@ -103,8 +103,8 @@ func (s *Service) missing(ctx context.Context, lines []Line, coupon string, err 
 			return err
 		}
 	}
-	if coupon == "" {
-		return err // the item has been made in the meantime
+	if coupon == "" { // the item has been made in the meantime
+		return Invalid("lines", "must name items that exist")
 	}
 	return fmt.Errorf("coupon %q: %w", coupon, ErrCouponExpired)
 }

@@ -13,6 +13,10 @@ const (
 	headerStrategy = "Fencepost-Strategy"
 	headerToken    = "Fencepost-Token"
 	headerTiming   = "Server-Timing"
+
+	headerETag        = "Etag" // as net/http spells it
+	headerIfMatch     = "If-Match"
+	headerIfNoneMatch = "If-None-Match"
 )
 
 // stamp says under which grant a section ran and where its time went. It is called before the error is looked at: a

@@ -89,10 +89,11 @@ var alwaysReady = func() <-chan struct{} {
 // read goes on behind it. If that is not possible, because it was too slow or the id is another instance's, it is sent a
 // "gap": it has to read afresh what it shows, and the events go on from there.
 func (s *server) events(c echo.Context) error {
-	id, err := parameter(c.Request().URL, "last_event_id") // scripts cannot set the header of an EventSource
+	query, err := readQuery(c, "last_event_id") // scripts cannot set the header of an EventSource
 	if err != nil {
 		return err
 	}
+	id := query["last_event_id"]
 	if header := c.Request().Header.Get("Last-Event-ID"); header != "" {
 		id = header // a browser that comes back by itself; its address has not changed
 	}

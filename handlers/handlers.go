@@ -91,6 +91,7 @@ func (s *server) routes() []route {
 		{http.MethodGet, "/metrics", client, echo.WrapHandler(s.Metrics.Handler(s.Log))},
 		{http.MethodGet, pathHealth, anybody, s.healthz},
 		{http.MethodGet, "/readyz", anybody, s.readyz},
+		{http.MethodGet, "/openapi.yaml", anybody, s.openapi},
 	}
 	if s.Authenticate == nil {
 		// Where the other instances are is nobody's business on the open net; the page of a demonstration needs it.

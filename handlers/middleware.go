@@ -148,11 +148,11 @@ func (s *server) shareAcrossInstances(protection *http.CrossOriginProtection) ec
 			if origin := r.Header.Get(echo.HeaderOrigin); s.origins[origin] {
 				h.Set(echo.HeaderAccessControlAllowOrigin, origin)
 				h.Set(echo.HeaderAccessControlExposeHeaders, strings.Join([]string{
-					headerStrategy, headerToken, headerTiming, echo.HeaderRetryAfter, echo.HeaderLocation, echo.HeaderXRequestID, headerReplayed,
+					headerStrategy, headerToken, headerTiming, headerETag, echo.HeaderRetryAfter, echo.HeaderLocation, echo.HeaderXRequestID, headerReplayed,
 				}, ", "))
 				if r.Method == http.MethodOptions && r.Header.Get(echo.HeaderAccessControlRequestMethod) != "" {
 					h.Set(echo.HeaderAccessControlAllowMethods, "GET, HEAD, POST")
-					h.Set(echo.HeaderAccessControlAllowHeaders, "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Request-Id")
+					h.Set(echo.HeaderAccessControlAllowHeaders, "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Last-Event-ID, X-Request-Id")
 					h.Set(echo.HeaderAccessControlMaxAge, "600")
 					return c.NoContent(http.StatusNoContent)
 				}

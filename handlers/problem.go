@@ -66,6 +66,10 @@ var problems = []struct {
 	{domain.ErrAlreadyExists, http.StatusConflict, "already_exists", false, "It exists already", "The name is taken. Nothing was written."},
 	{domain.ErrOutOfStock, http.StatusConflict, "out_of_stock", false, "Not enough stock", ""},
 	{domain.ErrWrongState, http.StatusConflict, "wrong_state", false, "Not possible in this state", ""},
+	{
+		domain.ErrChanged, http.StatusPreconditionFailed, "precondition_failed", false, "The item has changed",
+		"The item is not any more what If-Match says. Read it again. " + nothingWritten,
+	},
 	{domain.ErrExpired, http.StatusConflict, "reservation_expired", false, "The reservation has expired", ""},
 	{domain.ErrCouponExhausted, http.StatusConflict, "coupon_exhausted", false, "The coupon is used up", ""},
 	{domain.ErrCustomerLimit, http.StatusConflict, "customer_limit", false, "The customer has used the coupon as often as allowed", ""},

@@ -2,10 +2,7 @@ package handlers
 
 import (
 	"fmt"
-	"maps"
 	"net/http"
-	"net/url"
-	"slices"
 	"strconv"
 	"time"
 
@@ -77,18 +74,32 @@ type auditJSON struct {
 
 // audit answers 200 whatever the verdict is: the audit itself has worked.
 func (s *server) audit(c echo.Context) error {
-	resource, err := parameter(c.Request().URL, "resource")
+	query, err := readQuery(c, "resource", "cursor", "limit")
 	if err != nil {
 		return err
 	}
-	rows, err := s.Service.Audit(c.Request().Context(), domain.Key(resource))
+	var rows []domain.AuditRow
+	var next string
+	if resource, one := query["resource"]; one {
+		if len(query) > 1 {
+			return domain.Invalid("resource", "must be given alone: it has no pages")
+		}
+		rows, err = s.Service.Audit(c.Request().Context(), domain.Key(resource))
+	} else {
+		var page domain.Page
+		if page, err = pageOf(query); err != nil {
+			return err
+		}
+		rows, next, err = s.Service.AuditPage(c.Request().Context(), page)
+	}
 	if err != nil {
 		return err
 	}
 	answer := struct {
-		OK        bool        `json:"ok"`
-		Resources []auditJSON `json:"resources"`
-	}{true, make([]auditJSON, len(rows))}
+		OK         bool        `json:"ok"` // of what is listed here
+		Resources  []auditJSON `json:"resources"`
+		NextCursor string      `json:"next_cursor,omitempty"`
+	}{true, make([]auditJSON, len(rows)), next}
 	for i, r := range rows {
 		answer.OK = answer.OK && r.OK()
 		answer.Resources[i] = auditJSON{
@@ -99,28 +110,6 @@ func (s *server) audit(c echo.Context) error {
 		}
 	}
 	return c.JSON(http.StatusOK, answer)
-}
-
-// parameter reads the only parameter that a query may have, as strictly as bodies are read: a misspelt one would otherwise
-// ask for everything. It is empty if the query is.
-func parameter(u *url.URL, known string) (value string, err error) {
-	query, err := url.ParseQuery(u.RawQuery)
-	if err != nil {
-		return "", domain.Invalid("query", "must be name=value, escaped as in a form")
-	}
-	for _, name := range slices.Sorted(maps.Keys(query)) {
-		values := query[name]
-		switch {
-		case name != known:
-			return "", domain.Invalid(shown(name), "must be left out: there is no such parameter")
-		case len(values) > 1:
-			return "", domain.Invalid(name, "must be given once")
-		case values[0] == "":
-			return "", domain.Invalid(name, "must not be empty; leave it out instead")
-		}
-		value = values[0]
-	}
-	return value, nil
 }
 
 // healthz says that the process is alive. It asks no server: a restart would not mend one.

@@ -46,7 +46,7 @@ var arrows = []struct {
 
 // testPackages exist for tests alone, so nothing but tests and each other may import them: they would put the testing
 // package, and the rights of a schema's owner, into a program.
-var testPackages = []string{"domain/postgres/postgrestest", "locking/lockingtest"}
+var testPackages = []string{"domain/postgres/postgrestest", "handlers/contracttest", "locking/lockingtest"}
 
 // libraries that belong to few packages.
 var libraries = []struct {
@@ -56,6 +56,7 @@ var libraries = []struct {
 }{
 	{"github.com/labstack/echo/", []string{"handlers", "cmd/fencepost"}, "a move to the next version of echo must touch two folders"},
 	{"github.com/jackc/pgx/", []string{"domain/postgres", "migrations", "cmd/lab", "cmd/lab/*", "cmd/lab/internal/*", "cmd/latency"}, "SQL stops at the store; the laboratory judges the store with SQL of its own"},
+	{"github.com/getkin/kin-openapi/", nil, "the document is checked by the tests; the service only serves it"},
 	{"github.com/prometheus/", []string{"handlers/observe"}, "metrics are defined in one place, and counted from events"},
 	{"go.opentelemetry.io/otel/sdk", []string{"handlers/observe"}, "where traces go is decided in one place; who makes spans is handed a provider"},
 	{"github.com/redis/go-redis/", []string{"locking/redislock", "cmd/fencepost", "cmd/lab/internal/*", "cmd/latency"}, "the words of Redis stop at its strategies"},

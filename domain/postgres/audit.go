@@ -27,7 +27,7 @@ WITH verdicts AS (
 	       LATERAL (SELECT COALESCE(sum(quantity) FILTER (WHERE state = 'confirmed'), 0)::bigint AS sold,
 	                       COALESCE(sum(quantity) FILTER (WHERE state = 'held'), 0)::bigint AS held
 	                  FROM reservation_lines WHERE resource = i.resource) r
-	 WHERE $1 = '' OR i.resource = $1
+	 WHERE $1::text[] IS NULL OR i.resource = ANY($1)
 	UNION ALL
 	SELECT c.resource,
 	       c.max_redemptions, r.used, 0, greatest(r.used - c.max_redemptions, 0),
@@ -35,18 +35,31 @@ WITH verdicts AS (
 	  FROM coupons c,
 	       LATERAL (SELECT COALESCE(sum(redeemed_delta), 0)::bigint AS redeemed FROM ledger WHERE resource = c.resource) l,
 	       LATERAL (SELECT count(*) FILTER (WHERE state = 'redeemed') AS used FROM redemptions WHERE resource = c.resource) r
-	 WHERE $1 = '' OR c.resource = $1
+	 WHERE $1::text[] IS NULL OR c.resource = ANY($1)
 )`
 
 const auditSQL = verdictsSQL + `
 SELECT v.resource, v.limit_, v.sold, v.held, v.oversold, v.drift,
        (SELECT count(*) FROM refusals WHERE resource = v.resource), a.strategy, f.fencing, f.epoch, f.token
   FROM verdicts v JOIN fences f USING (resource) JOIN authorities a USING (scope)
- ORDER BY v.resource COLLATE "C"`
+ ORDER BY v.resource`
 
-// Audit compares what was given out with what there ever was; key empty means every resource.
-func (s *Store) Audit(ctx context.Context, key domain.Key) ([]domain.AuditRow, error) {
-	rows, _ := s.pool.Query(ctx, auditSQL, string(key))
+// Resources lists the keys of all items and coupons: at most limit of those after the key.
+func (s *Store) Resources(ctx context.Context, after domain.Key, limit int64) ([]domain.Key, error) {
+	rows, _ := s.pool.Query(ctx, `SELECT resource FROM fences WHERE resource > $1 ORDER BY resource LIMIT $2`, after, limit)
+	keys, err := pgx.CollectRows(rows, pgx.RowTo[domain.Key])
+	if err != nil {
+		return nil, fmt.Errorf("listing the resources: %w", domainError(ctx, err))
+	}
+	return keys, nil
+}
+
+// Audit compares, for each of the resources, what was given out with what there ever was.
+func (s *Store) Audit(ctx context.Context, keys ...domain.Key) ([]domain.AuditRow, error) {
+	if len(keys) == 0 {
+		return nil, nil // NULL would be every resource
+	}
+	rows, _ := s.pool.Query(ctx, auditSQL, keys)
 	audit, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (a domain.AuditRow, err error) {
 		err = row.Scan(&a.Key, &a.Limit, &a.Sold, &a.Held, &a.Oversold, &a.Drift,
 			&a.Refused, &a.Strategy, &a.Fencing, &a.LastEpoch, &a.LastToken)
@@ -55,8 +68,8 @@ func (s *Store) Audit(ctx context.Context, key domain.Key) ([]domain.AuditRow, e
 	if err != nil {
 		return nil, fmt.Errorf("auditing: %w", domainError(ctx, err))
 	}
-	if key != "" && len(audit) == 0 {
-		return nil, fmt.Errorf("%s: %w", key, domain.ErrNotFound)
+	if len(audit) < len(keys) {
+		return nil, fmt.Errorf("one of %s: %w", keys, domain.ErrNotFound)
 	}
 	return audit, nil
 }
@@ -72,7 +85,7 @@ func (s *Store) AuditSums(ctx context.Context) (map[domain.Fencing]domain.AuditS
 	sums := map[domain.Fencing]domain.AuditSum{}
 	var fencing domain.Fencing
 	var sum domain.AuditSum
-	rows, _ := s.health.Query(ctx, auditSumsSQL, "")
+	rows, _ := s.health.Query(ctx, auditSumsSQL, nil)
 	if _, err := pgx.ForEachRow(rows, []any{&fencing, &sum.Oversold, &sum.Drift}, func() error { sums[fencing] = sum; return nil }); err != nil {
 		return nil, fmt.Errorf("auditing: %w", domainError(ctx, err))
 	}

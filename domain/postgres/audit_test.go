@@ -25,7 +25,7 @@ func TestAuditSums(t *testing.T) {
 		require.NoError(t, err)
 	}
 	want := map[domain.Fencing]domain.AuditSum{}
-	rows, err := w.store.Audit(t.Context(), "")
+	rows, err := w.store.Audit(t.Context(), "item/fenced", "item/raced", "item/twice")
 	require.NoError(t, err)
 	for _, r := range rows {
 		sum := want[r.Fencing]

@@ -25,7 +25,7 @@ WITH due AS MATERIALIZED (
 	  FROM reservation_lines l
 	 WHERE l.state = 'held' AND l.expires_at <= $1 AND l.resource <> ALL($2::text[]) AND 'rsv_' || l.reservation <> ALL($2)
 	   AND NOT EXISTS (SELECT FROM reservation_lines o
-	                    WHERE o.reservation = l.reservation AND o.resource COLLATE "C" < l.resource COLLATE "C")
+	                    WHERE o.reservation = l.reservation AND o.resource < l.resource)
 	 ORDER BY l.expires_at LIMIT 16 * $3::bigint
 ), mine AS MATERIALIZED (
 	SELECT slot FROM sweep_slots s JOIN (SELECT slot, min(expires_at) AS oldest FROM due GROUP BY slot) d USING (slot)
