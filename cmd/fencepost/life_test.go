@@ -103,7 +103,11 @@ func (s *shop) lines(n int) (lines []domain.Line) {
 // audit has every row of the verdict; ok is whether all is well.
 func (s *shop) audit(t *testing.T) (rows map[domain.Key]domain.AuditRow, ok bool) {
 	t.Helper()
-	audit, err := s.instances[0].Audit(t.Context(), "")
+	keys := []domain.Key{domain.CouponKey(s.coupon)}
+	for _, sku := range s.items {
+		keys = append(keys, domain.ItemKey(sku))
+	}
+	audit, err := s.instances[0].store.Audit(t.Context(), keys...)
 	require.NoError(t, err)
 	rows, ok = map[domain.Key]domain.AuditRow{}, true
 	for _, row := range audit {

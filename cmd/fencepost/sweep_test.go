@@ -90,6 +90,7 @@ func TestSweepOfASupersededInstance(t *testing.T) {
 	sku := uuid.NewString()
 	_, err := s.instances[0].CreateItem(t.Context(), domain.NewItem{SKU: sku, Name: "A", Stock: 1}, nil)
 	require.NoError(t, err)
+	s.items = append(s.items, sku)
 	id := s.hold(t, domain.Line{SKU: sku, Quantity: 1})
 	require.NoError(t, s.instances[1].Guard.(*locking.Guard).Claim(t.Context(), map[domain.Scope]string{domain.ScopeInventory: "redis"}))
 
