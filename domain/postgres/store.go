@@ -109,7 +109,14 @@ func (s *Store) Close() {
 func (s *Store) PoolStat() *pgxpool.Stat { return s.pool.Stat() }
 
 // Ping asks the server for a sign of life, on a connection that requests cannot use up.
-func (s *Store) Ping(ctx context.Context) error { return plain(s.health.Ping(ctx)) }
+func (s *Store) Ping(ctx context.Context) error {
+	err := s.health.Ping(ctx)
+	if err != nil && ctx.Err() == nil {
+		s.health.Reset() // after a restart of the server all connections from before are dead, and each would say so once
+		err = s.health.Ping(ctx)
+	}
+	return plain(err)
+}
 
 func (s *Store) check(ctx context.Context) error {
 	if err := s.Ping(ctx); err != nil {

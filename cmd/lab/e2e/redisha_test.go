@@ -258,7 +258,8 @@ func TestClusterConformance(t *testing.T) {
 	row, known := strategies.Find("redis")
 	require.True(t, known)
 	t.Run("suite", func(t *testing.T) {
-		lockingtest.Run(t, row, strategies.Config{RedisURL: c.URL}, lockingtest.Instance{PoolSize: 8, MaxBatch: 64})
+		config := strategies.Config{RedisURL: c.URL, ZooKeeperServers: zooKeeperServers()} // which the suite switches to and from
+		lockingtest.Run(t, row, config, lockingtest.Instance{PoolSize: 8, MaxBatch: 64})
 	})
 	refuses(t, "redis://"+c.Nodes[0].Address, "it belongs to a Redis Cluster: write redis+cluster://HOST:PORT,HOST:PORT")
 	setting := client(t, c.Nodes[2])
@@ -374,4 +375,14 @@ func TestClusterMovesUnderLoad(t *testing.T) {
 	require.Subset(t, reservations(t, item), acknowledged)
 	requireLedgerAgrees(t, "item/"+item)
 	t.Logf("%d acknowledged, %v", len(acknowledged), crowd.codes)
+}
+
+// zooKeeperServers is the laboratory's own ZooKeeper.
+func zooKeeperServers() []string {
+	for _, variable := range lab.Env() {
+		if servers, ok := strings.CutPrefix(variable, "FENCEPOST_ZOOKEEPER_SERVERS="); ok {
+			return strings.Split(servers, ",")
+		}
+	}
+	return nil
 }
