@@ -75,13 +75,6 @@ func (s *Service) Redeem(ctx context.Context, caller Caller, in NewRedemption, o
 	if err := checkText("customer_id", in.CustomerID, 1, 64); err != nil {
 		return Redemption{}, Receipt{}, err
 	}
-	if in.ReservationID != "" {
-		if _, err := s.Reservation(ctx, caller, in.ReservationID); errors.Is(err, ErrNotFound) {
-			return Redemption{}, Receipt{}, Invalid("reservation_id", "must name a reservation of yours")
-		} else if err != nil {
-			return Redemption{}, Receipt{}, err
-		}
-	}
 	r := Redemption{
 		ID:            RedemptionPrefix + s.NewID(),
 		Code:          in.Code,
@@ -92,20 +85,32 @@ func (s *Service) Redeem(ctx context.Context, caller Caller, in NewRedemption, o
 	}
 	section := Section{Keys: []Key{CouponKey(in.Code)}, Reads: Reads{Uses: []Use{{in.Code, in.CustomerID}}}}
 	section.Once, section.Result = once, func() any { return r }
+	if in.ReservationID != "" {
+		reservation, err := s.Reservation(ctx, caller, in.ReservationID)
+		if errors.Is(err, ErrNotFound) {
+			return Redemption{}, Receipt{}, Invalid("reservation_id", "must name a reservation of yours")
+		} else if err != nil {
+			return Redemption{}, Receipt{}, err
+		}
+		// Whoever ends the reservation holds these keys as well: either he finds this use and gives it back, or this finds
+		// the reservation ended.
+		section.Keys = append(section.Keys, reservation.Keys()...)
+		section.Reads.Reservations = []string{in.ReservationID}
+	}
 	section.Run = func(ctx context.Context, tx Tx) error {
-		coupon, err := tx.Coupon(ctx, in.Code)
+		r.CreatedAt = s.now() // not before the wait for the lock: a coupon that expired meanwhile has expired
+		coupon, err := redeem(ctx, tx, r)
 		if err != nil {
 			return err
 		}
-		var uses int64
-		if coupon.PerCustomerLimit > 0 {
-			if uses, err = tx.CustomerUses(ctx, in.Code, in.CustomerID); err != nil {
+		if in.ReservationID != "" {
+			reservation, err := tx.Reservation(ctx, in.ReservationID)
+			if err != nil {
 				return err
 			}
-		}
-		r.CreatedAt = s.now() // not before the wait for the lock: a coupon that expired meanwhile has expired
-		if err := coupon.Redeem(uses, r.CreatedAt); err != nil {
-			return err
+			if err := reservation.open(r.CreatedAt); err != nil {
+				return err
+			}
 		}
 		tx.PutCoupon(coupon, Entry{Kind: EntryRedeem, Reference: r.ID})
 		tx.PutRedemption(r)
@@ -118,7 +123,21 @@ func (s *Service) Redeem(ctx context.Context, caller Caller, in NewRedemption, o
 	return r, receipt, err
 }
 
-// Rollback gives the use of a redemption back. Rolling back twice is rolling back once.
+// redeem decides on a use of a coupon, and returns the coupon as it is then.
+func redeem(ctx context.Context, tx Tx, r Redemption) (coupon Coupon, err error) {
+	if coupon, err = tx.Coupon(ctx, r.Code); err != nil {
+		return coupon, err
+	}
+	var uses int64
+	if coupon.PerCustomerLimit > 0 {
+		if uses, err = tx.CustomerUses(ctx, r.Code, r.CustomerID); err != nil {
+			return coupon, err
+		}
+	}
+	return coupon, coupon.Redeem(uses, r.CreatedAt)
+}
+
+// Rollback gives the use of a redemption back, whatever becomes of its reservation. Rolling back twice is rolling back once.
 func (s *Service) Rollback(ctx context.Context, caller Caller, id string, once *Once) (r Redemption, receipt Receipt, err error) {
 	before, err := s.Store.Redemption(ctx, id)
 	if err != nil {
@@ -134,19 +153,12 @@ func (s *Service) Rollback(ctx context.Context, caller Caller, id string, once *
 		if r, err = tx.Redemption(ctx, id); err != nil {
 			return err
 		}
-		if r.State == RolledBack {
-			return nil
-		}
-		coupon, err := tx.Coupon(ctx, r.Code)
-		if err != nil {
+		back, err := undo(ctx, tx, []TiedUse{{Redemption: id, Code: r.Code}}, s.now(), section.Keys)
+		if err != nil || len(back) == 0 {
 			return err
 		}
-		if err := coupon.GiveBack(); err != nil {
-			return err
-		}
-		r.State, r.SettledAt = RolledBack, s.now()
-		tx.PutCoupon(coupon, Entry{Kind: EntryRollback, Reference: r.ID})
-		tx.PutRedemption(r)
+		r = back[0].redemption
+		putBack(tx, back)
 		return nil
 	}
 	receipt, err = s.Guard.Do(ctx, section)

@@ -3,6 +3,7 @@ package domain
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // The errors that callers can tell apart. Every error that leaves a use case either is one of these (errors.Is) or is a
@@ -54,6 +55,26 @@ func (e *InvalidError) Is(target error) bool { return target == ErrInvalid }
 func Invalid(field, format string, args ...any) error {
 	return &InvalidError{Field: field, Problem: fmt.Sprintf(format, args...)}
 }
+
+// OutOfStockError names the items of which there is not enough.
+type OutOfStockError struct{ Short []Shortage }
+
+// Shortage is what was asked for of an item that has less.
+type Shortage struct {
+	SKU              string
+	Asked, Available int64
+}
+
+func (e *OutOfStockError) Error() string {
+	short := make([]string, len(e.Short))
+	for i, s := range e.Short {
+		short[i] = fmt.Sprintf("%d of %s asked for, %d available", s.Asked, s.SKU, s.Available)
+	}
+	return fmt.Sprintf("%s: %s", ErrOutOfStock, strings.Join(short, "; "))
+}
+
+// Is makes every OutOfStockError an ErrOutOfStock.
+func (e *OutOfStockError) Is(target error) bool { return target == ErrOutOfStock }
 
 // RefusedError is the fence's no, with what was presented and what stands.
 type RefusedError struct {

@@ -157,6 +157,7 @@ const (
 	EntryHold     EntryKind = "hold"
 	EntryConfirm  EntryKind = "confirm"
 	EntryRelease  EntryKind = "release"
+	EntryExpire   EntryKind = "expire"
 	EntryRedeem   EntryKind = "redeem"
 	EntryRollback EntryKind = "rollback"
 )

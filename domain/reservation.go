@@ -26,12 +26,19 @@ type Reservation struct {
 	CreatedAt  time.Time
 	ExpiresAt  time.Time
 	SettledAt  time.Time // zero while held
+	Tied       []TiedUse
 }
 
 // Line is one item of a reservation.
 type Line struct {
 	SKU      string
 	Quantity int64
+}
+
+// TiedUse is a use of a coupon that goes with a reservation: it is given back when the units are.
+type TiedUse struct {
+	Redemption string // its id
+	Code       string
 }
 
 // Keys are the resources that the reservation holds units of.
@@ -43,8 +50,8 @@ func (r Reservation) Keys() []Key {
 	return keys
 }
 
-// confirm and release are repeatable: changed is false, and nothing is to be written, when the reservation already is
-// where it should go.
+// confirm, release and expire are repeatable: changed is false, and nothing is to be written, when the reservation already
+// is where it should go.
 
 func (r *Reservation) confirm(now time.Time) (changed bool, err error) {
 	switch {
@@ -70,4 +77,24 @@ func (r *Reservation) release(now time.Time) (changed bool, err error) {
 		return false, fmt.Errorf("releasing %s: %w", r.ID, ErrExpired)
 	}
 	return false, fmt.Errorf("releasing %s, which is %s: %w", r.ID, r.State, ErrWrongState)
+}
+
+// expire leaves alone what is not held any more, or not due: the sweep looks before it has the lock.
+func (r *Reservation) expire(now time.Time) (changed bool, err error) {
+	if r.State != Held || now.Before(r.ExpiresAt) {
+		return false, nil
+	}
+	r.State, r.SettledAt = Expired, now
+	return true, nil
+}
+
+// open tells whether a coupon may still be used with the reservation.
+func (r Reservation) open(now time.Time) error {
+	switch {
+	case r.State == Expired, r.State == Held && !now.Before(r.ExpiresAt):
+		return fmt.Errorf("using a coupon with %s: %w", r.ID, ErrExpired)
+	case r.State == Released:
+		return fmt.Errorf("using a coupon with %s, which is %s: %w", r.ID, r.State, ErrWrongState)
+	}
+	return nil
 }

@@ -36,6 +36,18 @@ func (r rows) clone() rows {
 	return rows{maps.Clone(r.items), maps.Clone(r.coupons), maps.Clone(r.reservations), maps.Clone(r.redemptions), slices.Clone(r.ledger)}
 }
 
+// reservation finds one with the uses that go with it, which the database keeps with the coupons.
+func (r rows) reservation(id string) (domain.Reservation, error) {
+	found, err := find(r.reservations, id)
+	found.Tied = nil
+	for _, id := range slices.Sorted(maps.Keys(r.redemptions)) {
+		if use := r.redemptions[id]; use.ReservationID == found.ID && err == nil && use.State == domain.Redeemed {
+			found.Tied = append(found.Tied, domain.TiedUse{Redemption: use.ID, Code: use.Code})
+		}
+	}
+	return found, err
+}
+
 func find[T any](m map[string]T, id string) (T, error) {
 	v, ok := m[id]
 	if !ok {
@@ -95,7 +107,7 @@ func (m *memory) Coupon(_ context.Context, code string) (domain.CouponView, erro
 }
 
 func (m *memory) Reservation(_ context.Context, id string) (domain.Reservation, error) {
-	return find(m.rows.reservations, id)
+	return m.rows.reservation(id)
 }
 
 func (m *memory) Redemption(_ context.Context, id string) (domain.Redemption, error) {
@@ -152,7 +164,7 @@ func (s *section) PutItem(item domain.Item, why domain.Entry) {
 }
 
 func (s *section) Reservation(_ context.Context, id string) (domain.Reservation, error) {
-	return find(s.rows.reservations, id)
+	return s.rows.reservation(id)
 }
 
 func (s *section) PutReservation(r domain.Reservation) {

@@ -173,8 +173,25 @@ func decodeValue(at string, raw []byte, into reflect.Value) error {
 	if into.Kind() == reflect.Struct && into.Type() != reflect.TypeFor[time.Time]() {
 		return decodeObject(at, raw, into)
 	}
+	if into.Kind() == reflect.Slice {
+		return decodeArray(at, raw, into)
+	}
 	if err := json.Unmarshal(raw, into.Addr().Interface()); err != nil {
 		return domain.Invalid(at, "must be %s", wanted(into))
+	}
+	return nil
+}
+
+func decodeArray(at string, raw []byte, into reflect.Value) error {
+	var elements []json.RawMessage
+	if err := json.Unmarshal(raw, &elements); err != nil {
+		return domain.Invalid(at, "must be an array")
+	}
+	into.Set(reflect.MakeSlice(into.Type(), len(elements), len(elements)))
+	for i, element := range elements {
+		if err := decodeValue(fmt.Sprintf("%s[%d]", at, i), element, into.Index(i)); err != nil {
+			return err
+		}
 	}
 	return nil
 }

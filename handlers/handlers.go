@@ -77,6 +77,7 @@ func (s *server) routes() []route {
 		{http.MethodGet, "/v1/items/:sku", client, s.item},
 		{http.MethodPost, "/v1/items/:sku/restocks", admin, s.restock},
 		{http.MethodPost, "/v1/items/:sku/reservations", client, s.reserve},
+		{http.MethodPost, "/v1/orders", client, s.order},
 		{http.MethodGet, "/v1/reservations/:id", client, s.reservation},
 		{http.MethodPost, "/v1/reservations/:id/confirm", client, s.confirm},
 		{http.MethodPost, "/v1/reservations/:id/release", client, s.release},

@@ -196,17 +196,14 @@ func (s *server) reserve(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	render := func(r domain.Reservation) reply {
-		return reply{http.StatusCreated, "/v1/reservations/" + r.ID, reservationOf(r)}
-	}
-	once, err := once(c, render)
+	once, err := once(c, orderReply)
 	if err != nil {
 		return err
 	}
 	reservation, receipt, err := s.Service.Reserve(c.Request().Context(), callerOf(c), domain.NewReservation{
 		SKU: c.Param("sku"), Quantity: in.Quantity, CustomerID: deref(in.CustomerID), TTL: ttl,
 	}, once)
-	return render(reservation).answer(c, receipt, err)
+	return orderReply(domain.Order{Reservation: reservation}).answer(c, receipt, err)
 }
 
 // ttl checks the range before it multiplies: 9223372037 seconds are a negative Duration, and zero would mean the default.

@@ -153,6 +153,8 @@ type problem struct {
 	Offset         *int64 `json:"offset,omitempty"` // of the first byte that is not JSON
 	PresentedToken string `json:"presented_token,omitempty"`
 	CurrentToken   string `json:"current_token,omitempty"`
+	// SKUs are the items of which there is not enough.
+	SKUs []string `json:"skus,omitempty"`
 }
 
 // answerError is echo's error handler, and the only place that answers an error.
@@ -240,6 +242,12 @@ func newProblem(err error) problem {
 	case domain.ErrInvalid:
 		if invalid, ok := errors.AsType[*domain.InvalidError](err); ok {
 			p.Field, p.Detail = invalid.Field, invalid.Error()
+		}
+	case domain.ErrOutOfStock:
+		if short, ok := errors.AsType[*domain.OutOfStockError](err); ok {
+			for _, s := range short.Short {
+				p.SKUs = append(p.SKUs, s.SKU)
+			}
 		}
 	case domain.ErrUnavailable:
 		if unavailable, ok := errors.AsType[*domain.UnavailableError](err); ok {

@@ -29,6 +29,7 @@ CREATE TABLE reservation_lines (
     PRIMARY KEY (resource, reservation)
 ) WITH (fillfactor = 80); -- the change of state stays on its page
 CREATE INDEX reservation_lines_reservation ON reservation_lines (reservation);
+CREATE INDEX reservation_lines_due ON reservation_lines (expires_at) WHERE state = 'held';
 
 CREATE TABLE coupons (
     resource           text COLLATE "C" PRIMARY KEY REFERENCES fences,
@@ -54,6 +55,7 @@ CREATE TABLE redemptions (
     PRIMARY KEY (resource, redemption)
 );
 CREATE INDEX redemptions_redemption ON redemptions (redemption);
+CREATE INDEX redemptions_reservation ON redemptions (reservation) WHERE reservation IS NOT NULL;
 CREATE INDEX redemptions_customer ON redemptions (resource, customer_id) WHERE state = 'redeemed';
 
 CREATE TABLE ledger (
@@ -185,24 +187,33 @@ CREATE TABLE answers (
     PRIMARY KEY (resource, caller, key)
 );
 CREATE INDEX answers_key ON answers (caller, key);
-CREATE INDEX answers_age ON answers USING brin (created_at);
+CREATE INDEX answers_age ON answers (created_at) WHERE body IS NOT NULL;
 COMMENT ON TABLE answers IS 'What was answered to requests with an Idempotency-Key. Old bodies are thrown away, keys never: a late retry must not buy again.';
 COMMENT ON COLUMN answers.fingerprint IS 'SHA-256 of the request.';
 GRANT SELECT, INSERT ON answers TO fencepost_service;
 
--- purge_answers throws old bodies away. It is a function because the service's role has no right to change an answer.
+-- purge_answers throws old bodies away, so many at most, and leaves those to others that they are at. It is a function
+-- because the service's role has no right to change an answer.
 -- +goose StatementBegin
-CREATE FUNCTION purge_answers(p_before timestamptz) RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION purge_answers(p_before timestamptz, p_most bigint) RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     n bigint;
 BEGIN
-    UPDATE public.answers SET body = NULL WHERE created_at < p_before AND body IS NOT NULL;
+    UPDATE public.answers SET body = NULL WHERE (resource, caller, key) IN (
+        SELECT resource, caller, key FROM public.answers WHERE created_at < p_before AND body IS NOT NULL
+         ORDER BY created_at LIMIT p_most FOR UPDATE SKIP LOCKED);
     GET DIAGNOSTICS n = ROW_COUNT;
     RETURN n;
 END $$;
 -- +goose StatementEnd
-REVOKE ALL ON FUNCTION purge_answers(timestamptz) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION purge_answers(timestamptz) TO fencepost_service;
+REVOKE ALL ON FUNCTION purge_answers(timestamptz, bigint) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION purge_answers(timestamptz, bigint) TO fencepost_service;
+
+-- The holds that are due are shared among instances by their item: whoever has locked a slot ends what falls into it. It
+-- saves work and nothing rests on it, as the fence and the state decide about each hold.
+CREATE TABLE sweep_slots (slot integer PRIMARY KEY);
+INSERT INTO sweep_slots SELECT generate_series(0, 15);
+GRANT SELECT, UPDATE ON sweep_slots TO fencepost_service; -- FOR UPDATE wants the right to change
 
 CREATE TABLE api_keys (
     id         uuid        PRIMARY KEY,
@@ -218,7 +229,7 @@ GRANT UPDATE (revoked_at) ON api_keys TO fencepost_service;
 
 -- +goose Down
 DROP FUNCTION purge_answers;
-DROP TABLE api_keys, answers, ledger, redemptions, coupons, reservation_lines, items;
+DROP TABLE sweep_slots, api_keys, answers, ledger, redemptions, coupons, reservation_lines, items;
 DROP TRIGGER guard_truncate ON fences;
 DROP TRIGGER guard_truncate ON refusals;
 DROP FUNCTION guard_row, guard_ledger, guard_truncate, expect_rows;

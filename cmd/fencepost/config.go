@@ -56,6 +56,9 @@ type Config struct {
 	HoldTTL     time.Duration `env:"FENCEPOST_HOLD_TTL" default:"10m" help:"How long a reservation holds stock when the request does not say."`
 	MaxHoldTTL  time.Duration `env:"FENCEPOST_MAX_HOLD_TTL" default:"24h" help:"The longest hold that a request may ask for."`
 
+	SweepInterval time.Duration `env:"FENCEPOST_SWEEP_INTERVAL" default:"1s" help:"How often to look for holds that have expired (${default})."`
+	AnswerTTL     time.Duration `env:"FENCEPOST_ANSWER_TTL" default:"24h" help:"How long the answer to a request with an Idempotency-Key can be had again (${default}). The request is never carried out again."`
+
 	ReviewTime time.Duration `env:"FENCEPOST_REVIEW_TIME" default:"0s" help:"How long a simulated fraud check takes while the lock is held, between read and write. For demonstrations; 0 is none."`
 
 	Instances       []string      `env:"FENCEPOST_INSTANCES" placeholder:"URL,URL" help:"Base URLs of all instances: a page that one of them served may call the others."`
@@ -197,6 +200,8 @@ func (c *Config) checkAll() error {
 	if !c.unreadable("FENCEPOST_MAX_HOLD_TTL") {
 		c.checkDuration("FENCEPOST_HOLD_TTL", c.HoldTTL, time.Second, c.MaxHoldTTL)
 	}
+	c.checkDuration("FENCEPOST_SWEEP_INTERVAL", c.SweepInterval, 10*time.Millisecond, time.Minute)
+	c.checkDuration("FENCEPOST_ANSWER_TTL", c.AnswerTTL, time.Minute, 10*365*24*time.Hour)
 	c.checkDuration("FENCEPOST_REVIEW_TIME", c.ReviewTime, 0, 10*time.Second)
 	c.checkDuration("FENCEPOST_SHUTDOWN_TIMEOUT", c.ShutdownTimeout, time.Millisecond, 10*time.Minute)
 	c.checkDuration("FENCEPOST_AUDIT_INTERVAL", c.AuditInterval, 0, 24*time.Hour)

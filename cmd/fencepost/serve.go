@@ -86,26 +86,24 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		return err
 	}
 
+	service := &domain.Service{
+		Guard:   guard,
+		Store:   store,
+		NewID:   func() string { return uuid.Must(uuid.NewV7()).String() },
+		Now:     time.Now,
+		HoldTTL: c.HoldTTL,
+		MaxTTL:  c.MaxHoldTTL,
+		Fencing: domain.Fencing(c.Fencing),
+		Review:  c.review(),
+	}
+	defer beside(ctx, newSweeper(store, service, c, log).run)() // ends before the guard's Wait: no section may be begun after that
 	if c.AuditInterval > 0 {
-		watching, stop := context.WithCancel(ctx)
-		var watcher sync.WaitGroup
-		watcher.Go(func() { watchDatabase(watching, store, metrics, c.AuditInterval, log) })
-		defer watcher.Wait()
-		defer stop()
+		defer beside(ctx, func(ctx context.Context) { watchDatabase(ctx, store, metrics, c.AuditInterval, log) })()
 	}
 
 	var draining atomic.Bool
 	handler := handlers.New(handlers.Config{
-		Service: &domain.Service{
-			Guard:   guard,
-			Store:   store,
-			NewID:   func() string { return uuid.Must(uuid.NewV7()).String() },
-			Now:     time.Now,
-			HoldTTL: c.HoldTTL,
-			MaxTTL:  c.MaxHoldTTL,
-			Fencing: domain.Fencing(c.Fencing),
-			Review:  c.review(),
-		},
+		Service:    service,
 		Strategies: guard.Strategies,
 		Ready: func(ctx context.Context) error {
 			if draining.Load() {
@@ -129,6 +127,17 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 	}
 	handler = traces.Handler(handler, "/healthz", "/readyz", "/metrics", "/v1/events")
 	return c.serve(ctx, listener, handler, drain, log)
+}
+
+// beside runs work that lasts until its context ends; end ends it, and returns when it is over.
+func beside(ctx context.Context, work func(context.Context)) (end func()) {
+	ctx, stop := context.WithCancel(ctx)
+	var working sync.WaitGroup
+	working.Go(func() { work(ctx) })
+	return func() {
+		stop()
+		working.Wait()
+	}
 }
 
 // openStrategies opens every strategy that the configuration has servers for.

@@ -84,11 +84,16 @@ func (t *tx) insertAnswers(batch *pgx.Batch) {
 	}
 }
 
-// PurgeAnswers throws away the bodies of answers that are older than age, and returns how many. Their keys stay.
-func (s *Store) PurgeAnswers(ctx context.Context, age time.Duration) (n int64, err error) {
-	err = s.health.QueryRow(ctx, `SELECT purge_answers(now() - $1::interval)`, age).Scan(&n)
+// purgeChunk is how many answers are purged in a transaction, which keeps them locked until it ends.
+const purgeChunk = 1000
+
+// PurgeAnswers throws away the bodies of answers that are older than age. Their keys stay. There may be more of them when it
+// returns true.
+func (s *Store) PurgeAnswers(ctx context.Context, age time.Duration) (more bool, err error) {
+	var n int64
+	err = s.sweeps.QueryRow(ctx, `SELECT purge_answers(now() - $1::interval, $2)`, age, purgeChunk).Scan(&n)
 	if err != nil {
-		return 0, fmt.Errorf("throwing old answers away: %w", plain(err))
+		return false, fmt.Errorf("throwing old answers away: %w", plain(err))
 	}
-	return n, nil
+	return n == purgeChunk, nil
 }

@@ -174,12 +174,20 @@ func TestPurgeAnswers(t *testing.T) {
 	w := newWorld(t)
 	key := w.item(t, "a", 10, domain.FencingEnforced)
 	require.NoError(t, w.run(t, buy(once("c", "one", "r"), "a", 1))[0])
-	n, err := w.store.PurgeAnswers(t.Context(), time.Hour)
+	owner := postgrestest.Connect(t, w.db.OwnerURL)
+	_, err := owner.Exec(t.Context(), `
+		INSERT INTO answers SELECT resource, caller, 'another-' || n, fingerprint, status, location, body FROM answers, generate_series(1, 1000) n`)
 	require.NoError(t, err)
-	assert.Zero(t, n)
-	n, err = w.store.PurgeAnswers(t.Context(), 0)
-	require.NoError(t, err)
-	assert.EqualValues(t, 1, n)
+	for _, step := range []struct {
+		age  time.Duration
+		more bool
+		left int64
+	}{{time.Hour, false, 1001}, {0, true, 1}, {0, false, 0}, {0, false, 0}} {
+		more, err := w.store.PurgeAnswers(t.Context(), step.age)
+		require.NoError(t, err)
+		assert.Equal(t, step.more, more)
+		assert.Equal(t, step.left, query[int64](t, owner, `SELECT count(*) FROM answers WHERE body IS NOT NULL`))
+	}
 	late := answerOf(t, w.run(t, buy(once("c", "one", "r"), "a", 1))[0])
 	assert.Nil(t, late.Body)
 	assert.NotEmpty(t, late.Location)

@@ -95,8 +95,13 @@ func byID[T any](ctx context.Context, q querier, collect func(pgx.Rows) ([]T, er
 }
 
 const selectReservations = `
-	SELECT reservation, substr(resource, 6), quantity, state, customer_id, created_by, created_at, expires_at, settled_at
-	  FROM reservation_lines WHERE reservation = ANY($1::uuid[]) ORDER BY reservation, resource`
+	SELECT reservation, substr(resource, 6), quantity, state, customer_id, created_by, created_at, expires_at, settled_at,
+	       tied.redemptions, tied.codes
+	  FROM reservation_lines l,
+	       LATERAL (SELECT array_agg(redemption ORDER BY redemption) AS redemptions,
+	                       array_agg(substr(resource, 8) ORDER BY redemption) AS codes
+	                  FROM redemptions WHERE reservation = l.reservation AND state = 'redeemed') tied
+	 WHERE reservation = ANY($1::uuid[]) ORDER BY reservation, resource`
 
 // reservations puts the lines of each reservation together.
 func reservations(rows pgx.Rows) (found []domain.Reservation, err error) {
@@ -104,8 +109,11 @@ func reservations(rows pgx.Rows) (found []domain.Reservation, err error) {
 	var id uuid.UUID
 	var line domain.Line
 	var settled pgtype.Timestamptz
+	var redemptions []uuid.UUID
+	var codes []string
 	_, err = pgx.ForEachRow(rows, []any{
 		&id, &line.SKU, &line.Quantity, &r.State, &r.CustomerID, &r.CreatedBy, &r.CreatedAt, &r.ExpiresAt, &settled,
+		&redemptions, &codes,
 	}, func() error {
 		r.ID = domain.ReservationPrefix + id.String()
 		if n := len(found); n > 0 && found[n-1].ID == r.ID {
@@ -115,6 +123,9 @@ func reservations(rows pgx.Rows) (found []domain.Reservation, err error) {
 		next := r
 		next.CreatedAt, next.ExpiresAt, next.SettledAt = r.CreatedAt.UTC(), r.ExpiresAt.UTC(), utc(settled)
 		next.Lines = []domain.Line{line}
+		for i, redemption := range redemptions {
+			next.Tied = append(next.Tied, domain.TiedUse{Redemption: domain.RedemptionPrefix + redemption.String(), Code: codes[i]})
+		}
 		found = append(found, next)
 		return nil
 	})

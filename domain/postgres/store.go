@@ -28,7 +28,7 @@ import (
 
 // Options of a store.
 type Options struct {
-	MaxConns int32  // connections for requests; two more are kept for health checks and the audit in the background
+	MaxConns int32  // connections for requests; three more are kept for health checks, the audit in the background, and sweeps
 	Instance string // names this process in recorded refusals
 	Log      *slog.Logger
 	Traces   trace.TracerProvider // of what is done for requests; nil: nobody traces
@@ -38,7 +38,9 @@ type Options struct {
 type Store struct {
 	pool *pgxpool.Pool
 	// health has connections of its own: a pool that is drained by slow requests is busy, not broken.
-	health   *pgxpool.Pool
+	health *pgxpool.Pool
+	// sweeps has one too: a sweep keeps its transaction open while sections take their connections from pool.
+	sweeps   *pgxpool.Pool
 	instance string
 	log      *slog.Logger
 }
@@ -82,6 +84,13 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 		s.pool.Close()
 		return nil, fmt.Errorf("preparing the health connection: %w", err)
 	}
+	sweepConfig := healthConfig.Copy()
+	sweepConfig.MaxConns = 1
+	if s.sweeps, err = pgxpool.NewWithConfig(ctx, sweepConfig); err != nil {
+		s.pool.Close()
+		s.health.Close()
+		return nil, fmt.Errorf("preparing the connection for sweeps: %w", err)
+	}
 	if err := s.check(ctx); err != nil {
 		s.Close()
 		return nil, err
@@ -93,6 +102,7 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 func (s *Store) Close() {
 	s.pool.Close()
 	s.health.Close()
+	s.sweeps.Close()
 }
 
 // PoolStat is the state of the connections for requests.
