@@ -2,6 +2,7 @@ package domain
 
 import (
 	"context"
+	"fmt"
 	"time"
 )
 
@@ -49,6 +50,11 @@ type AuditRow struct {
 	Held      int64
 	Oversold  int64 // sold and held beyond the limit
 	Drift     int64 // by how much the counters differ from the ledger and from the reservations: lost updates
+	Disagree  int64 // reservations and redemptions of which the ledger tells something else, or that are in one of them only
+	OverLimit int64 // customers who have used the coupon more often than allowed
+	WentBack  int64 // accepted writes with an older token than the write before, or with another grant's
+	Behind    bool  // the fence is behind what was written under it, or ahead of its authority
+	Missing   bool  // there is no item, no coupon or no fence to what else there is
 	Refused   int64 // writes that the fence turned away
 	Strategy  string
 	Fencing   Fencing
@@ -56,8 +62,30 @@ type AuditRow struct {
 	LastToken Token
 }
 
+// Findings says what is off, in words; there are none if all is well.
+func (a AuditRow) Findings() []string {
+	var findings []string
+	note := func(n int64, format string) {
+		if n != 0 {
+			findings = append(findings, fmt.Sprintf(format, n))
+		}
+	}
+	note(a.Oversold, "oversold by %d")
+	note(a.Drift, "the counters are off by %d")
+	note(a.Disagree, "the ledger disagrees with %d of its reservations or redemptions")
+	note(a.OverLimit, "%d customers have used it more often than allowed")
+	note(a.WentBack, "%d writes have an older token than the write before them")
+	if a.Behind {
+		findings = append(findings, "the fence is behind what was written under it, or ahead of its authority")
+	}
+	if a.Missing {
+		findings = append(findings, "its own row or its fence is missing")
+	}
+	return findings
+}
+
 // OK is the verdict.
-func (a AuditRow) OK() bool { return a.Oversold == 0 && a.Drift == 0 }
+func (a AuditRow) OK() bool { return len(a.Findings()) == 0 }
 
 // Caller is who asks. Reservations and redemptions are visible to their maker and to admins.
 type Caller struct {

@@ -53,6 +53,9 @@ CREATE TABLE fences (
     token        bigint  NOT NULL CHECK (token >= 0),
     grant_id     uuid    NOT NULL,
     strategy     text    NOT NULL,
+    -- How many presentations were accepted. They are serial, so it is the order in which transactions have had the resource;
+    -- no clock and no transaction number gives that, as those are drawn before the wait for this row.
+    turn         bigint  NOT NULL DEFAULT 0,
     -- The transaction that presented last. Its number alone would not do: after a dump is restored into a new cluster the
     -- numbers start again and one of them would some day be taken for a presentation. Its start time cannot come back.
     presented_in xid8        NOT NULL,
@@ -154,7 +157,7 @@ BEGIN
             p_resource, p_strategy, p_epoch, p_token, f.strategy, f.epoch, f.token, f.grant_id);
     END IF;
     UPDATE public.fences
-       SET epoch = p_epoch, token = p_token, grant_id = p_grant, strategy = p_strategy,
+       SET epoch = p_epoch, token = p_token, grant_id = p_grant, strategy = p_strategy, turn = turn + 1,
            presented_in = pg_catalog.pg_current_xact_id(), presented_at = pg_catalog.now()
      WHERE resource = p_resource;
     RETURN f.fencing;
@@ -249,7 +252,8 @@ END $$;
 -- +goose StatementBegin
 CREATE FUNCTION guard_fence() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF NEW.resource <> OLD.resource OR NEW.fencing <> OLD.fencing OR (NEW.epoch, NEW.token) < (OLD.epoch, OLD.token) THEN
+    IF NEW.resource <> OLD.resource OR NEW.fencing <> OLD.fencing OR (NEW.epoch, NEW.token) < (OLD.epoch, OLD.token)
+       OR NEW.turn < OLD.turn THEN
         RAISE EXCEPTION 'the fence of % only moves forward', OLD.resource USING ERRCODE = 'FP004';
     END IF;
     RETURN NEW;

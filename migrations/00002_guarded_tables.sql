@@ -69,10 +69,13 @@ CREATE TABLE ledger (
     epoch          bigint      NOT NULL,
     token          bigint,
     grant_id       uuid        NOT NULL,
+    turn           bigint,
     written_at     timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (resource, entry)
 );
 COMMENT ON TABLE ledger IS 'Every change of a counter, with the grant under which it was made. Append-only.';
+COMMENT ON COLUMN ledger.turn IS
+    'The fence''s turn, which puts the writes of one resource in order; two tokens tell which is newer, not which was written first. NULL where fencing is off: writes have no order there.';
 COMMENT ON COLUMN ledger.reference IS 'The reservation or the redemption that the change belongs to.';
 
 -- guard_row lets a change through when this very transaction has presented for the row's resource, or the resource's
@@ -123,6 +126,7 @@ BEGIN
     NEW.epoch := f.epoch;
     NEW.token := f.token;
     NEW.grant_id := f.grant_id;
+    NEW.turn := f.turn;
     RETURN NEW;
 END $$;
 -- +goose StatementEnd
