@@ -105,7 +105,7 @@ func (s *Service) Reserve(ctx context.Context, caller Caller, in NewReservation)
 		CustomerID: in.CustomerID,
 		CreatedBy:  caller.ID,
 	}
-	receipt, err := s.Guard.Do(ctx, Section{Keys: r.Keys(), Alone: s.Review != nil, Run: func(ctx context.Context, tx Tx) error {
+	section := Section{Keys: r.Keys(), Alone: s.Review != nil, Run: func(ctx context.Context, tx Tx) error {
 		item, err := tx.Item(ctx, in.SKU)
 		if err != nil {
 			return err
@@ -123,7 +123,12 @@ func (s *Service) Reserve(ctx context.Context, caller Caller, in NewReservation)
 		tx.PutItem(item, Entry{Kind: EntryHold, Reference: r.ID})
 		tx.PutReservation(r)
 		return nil
-	}})
+	}}
+	var receipt Receipt
+	err := bounded(ctx, s.Holding, caller, func() (err error) {
+		receipt, err = s.Guard.Do(ctx, section)
+		return err
+	})
 	return r, receipt, err
 }
 

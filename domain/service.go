@@ -95,7 +95,7 @@ type Caller struct {
 
 func (c Caller) sees(createdBy string) bool { return c.Admin || c.ID == createdBy }
 
-// Service is the use cases. All fields but Review are required; it is safe for concurrent use.
+// Service is the use cases. All fields but Review, Holding and Guessing are required; it is safe for concurrent use.
 type Service struct {
 	Guard   Guard
 	Store   Store
@@ -108,6 +108,26 @@ type Service struct {
 	// Review, if set, has the last word on a reservation that stock is there for, such as a fraud check has. It runs while
 	// the lock is held, between the read and the write: the place where a lock is held for long.
 	Review func(ctx context.Context, r Reservation) error
+
+	// Holding and Guessing, if set, make an attempt for the caller, or refuse him: who has too many open holds
+	// (ErrTooManyHolds), or has tried too many codes that are none (ErrRateLimited).
+	Holding, Guessing func(ctx context.Context, caller Caller, attempt func() error) error
+}
+
+// bounded makes the attempt within a bound of the caller's, if there is one.
+func bounded(ctx context.Context, bound func(context.Context, Caller, func() error) error, caller Caller, attempt func() error) error {
+	if bound == nil {
+		return attempt()
+	}
+	return bound(ctx, caller, attempt)
+}
+
+// Quota is what a caller may still ask for.
+type Quota struct {
+	Limit     int64 // requests in a window, over all instances; 0: there is no limit
+	Window    time.Duration
+	Remaining int64
+	Reset     time.Duration // until the next window
 }
 
 // ReservationPrefix and RedemptionPrefix begin the ids of their kind, so that one cannot be taken for the other.

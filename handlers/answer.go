@@ -14,6 +14,8 @@ const (
 	headerStrategy = "Fencepost-Strategy"
 	headerToken    = "Fencepost-Token"
 	headerTiming   = "Server-Timing"
+	headerPolicy   = "RateLimit-Policy"
+	headerQuota    = "RateLimit"
 )
 
 // stamp says under which grant a section ran and where its time went. It is called before the error is looked at: a

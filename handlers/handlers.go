@@ -31,6 +31,9 @@ type Config struct {
 	// authentication is off, and every caller is an admin.
 	Authenticate func(ctx context.Context, key string) (domain.Caller, error)
 
+	// Take, if set, spends one request of the caller's, or answers a *domain.LimitedError.
+	Take func(ctx context.Context, caller domain.Caller) (domain.Quota, error)
+
 	// Instances are the base URLs of all instances. A page that one of them served may call the others.
 	Instances []string
 

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"regexp"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -143,7 +145,7 @@ func (s *server) shareAcrossInstances(protection *http.CrossOriginProtection) ec
 			if origin := r.Header.Get(echo.HeaderOrigin); s.origins[origin] {
 				h.Set(echo.HeaderAccessControlAllowOrigin, origin)
 				h.Set(echo.HeaderAccessControlExposeHeaders, strings.Join([]string{
-					headerStrategy, headerToken, headerTiming, echo.HeaderRetryAfter, echo.HeaderLocation, echo.HeaderXRequestID,
+					headerStrategy, headerToken, headerTiming, headerPolicy, headerQuota, echo.HeaderRetryAfter, echo.HeaderLocation, echo.HeaderXRequestID,
 				}, ", "))
 				if r.Method == http.MethodOptions && r.Header.Get(echo.HeaderAccessControlRequestMethod) != "" {
 					h.Set(echo.HeaderAccessControlAllowMethods, "GET, HEAD, POST")
@@ -196,9 +198,31 @@ func (s *server) allow(needed role) echo.MiddlewareFunc {
 				return errForbidden
 			}
 			c.Set(keyCaller, caller)
+			if err := s.take(c, caller); err != nil {
+				return err
+			}
 			return next(c)
 		}
 	}
+}
+
+// take spends one request of the caller's, and says what is left in the fields of draft-ietf-httpapi-ratelimit-headers-11.
+func (s *server) take(c echo.Context, caller domain.Caller) error {
+	if s.Take == nil {
+		return nil
+	}
+	quota, err := s.Take(c.Request().Context(), caller)
+	if quota.Limit > 0 {
+		h := c.Response().Header()
+		h.Set(headerPolicy, fmt.Sprintf(`"caller";q=%d;w=%s`, quota.Limit, seconds(quota.Window)))
+		h.Set(headerQuota, fmt.Sprintf(`"caller";r=%d;t=%s`, quota.Remaining, seconds(quota.Reset)))
+	}
+	return err
+}
+
+// seconds is at least one: whoever comes back after none comes too early.
+func seconds(d time.Duration) string {
+	return strconv.FormatInt(max(int64(math.Ceil(d.Seconds())), 1), 10)
 }
 
 func (s *server) authenticate(c echo.Context) (domain.Caller, error) {

@@ -36,6 +36,11 @@ type Config struct {
 
 	Auth string `env:"FENCEPOST_AUTH" default:"keys" placeholder:"keys|off" help:"Whether callers need a key (${default}). Off makes every caller an admin, and starts on a loopback address only."`
 
+	RateLimit      int `env:"FENCEPOST_RATE_LIMIT" default:"60000" placeholder:"N" help:"How many requests a caller may make in a minute, over all instances (${default}); 0 is no limit."`
+	AdminRateLimit int `env:"FENCEPOST_ADMIN_RATE_LIMIT" default:"0" placeholder:"N" help:"The same for admins (${default})."`
+	MaxOpenHolds   int `env:"FENCEPOST_MAX_OPEN_HOLDS" default:"10000" placeholder:"N" help:"How many reservations a caller who is no admin may hold at a time (${default}); 0 is no limit."`
+	CouponGuesses  int `env:"FENCEPOST_COUPON_GUESSES" default:"5" placeholder:"N" help:"How many coupon codes a caller who is no admin may try in vain in a minute (${default}); 0 is no limit."`
+
 	InventoryLock string `env:"FENCEPOST_INVENTORY_LOCK" default:"postgres" placeholder:"STRATEGY" help:"The lock strategy of items that have none of their own (${default})."`
 	CouponLock    string `env:"FENCEPOST_COUPON_LOCK" default:"postgres" placeholder:"STRATEGY" help:"The lock strategy of coupons that have none of their own (${default})."`
 	Fencing       string `env:"FENCEPOST_FENCING" default:"enforced" placeholder:"enforced|off" help:"Whether PostgreSQL refuses stale writes to new resources that do not say (${default}). Off is for demonstrations."`
@@ -155,6 +160,11 @@ func (c *Config) checkAll() error {
 	if c.Auth == "off" && !loopback && !c.unreadable("FENCEPOST_LISTEN") {
 		c.problem("FENCEPOST_AUTH", "is off and FENCEPOST_LISTEN is %s: anybody could be an admin; set FENCEPOST_AUTH=keys, or listen on 127.0.0.1", c.Listen)
 	}
+
+	c.checkRange("FENCEPOST_RATE_LIMIT", c.RateLimit, 0, 1_000_000_000)
+	c.checkRange("FENCEPOST_ADMIN_RATE_LIMIT", c.AdminRateLimit, 0, 1_000_000_000)
+	c.checkRange("FENCEPOST_MAX_OPEN_HOLDS", c.MaxOpenHolds, 0, 1_000_000_000)
+	c.checkRange("FENCEPOST_COUPON_GUESSES", c.CouponGuesses, 0, 1_000_000)
 
 	c.readFile("FENCEPOST_REDIS_URL", &c.RedisURL, c.RedisURLFile)
 	c.checkURL("FENCEPOST_REDIS_URL", c.RedisURL, false, redisSchemes)

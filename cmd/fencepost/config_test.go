@@ -65,6 +65,8 @@ func TestServeRefusesBadConfiguration(t *testing.T) {
 			map[string]string{"FENCEPOST_AUTH": "off", "FENCEPOST_LISTEN": "10.0.0.7:8080"},
 			`FENCEPOST_AUTH is off and FENCEPOST_LISTEN is 10.0.0.7:8080: `,
 		},
+		{"rate limit", map[string]string{"FENCEPOST_RATE_LIMIT": "-1"}, `FENCEPOST_RATE_LIMIT is -1: set it to 0 to 1000000000`},
+		{"guesses", map[string]string{"FENCEPOST_COUPON_GUESSES": "few"}, `FENCEPOST_COUPON_GUESSES is "few": write a whole number`},
 		{"strategy", map[string]string{"FENCEPOST_INVENTORY_LOCK": "paxos"}, `FENCEPOST_INVENTORY_LOCK is "paxos", which is no strategy: set it to one of none, local, postgres, redis, redlock, zookeeper`},
 		{"no fence for none", map[string]string{"FENCEPOST_COUPON_LOCK": "none"}, `FENCEPOST_COUPON_LOCK is none, which issues no fencing tokens: set FENCEPOST_FENCING=off as well, or another strategy`},
 		{"redis without a server", map[string]string{"FENCEPOST_INVENTORY_LOCK": "redis"}, `FENCEPOST_INVENTORY_LOCK is redis: set FENCEPOST_REDIS_URL to its server`},

@@ -86,6 +86,9 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 			MaxTTL:  c.MaxHoldTTL,
 			Fencing: domain.Fencing(c.Fencing),
 			Review:  c.review(),
+
+			Holding:  c.holding(store),
+			Guessing: c.guessing(store),
 		},
 		Strategies: guard.Strategies,
 		Ready: func(ctx context.Context) error {
@@ -95,6 +98,7 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 			return ready(ctx, store, guard, log)
 		},
 		Authenticate:   c.authenticate(store, log),
+		Take:           c.take(store),
 		Instances:      c.Instances,
 		Page:           web.Files(c.called()),
 		RequestTimeout: requestTimeout,
@@ -188,6 +192,37 @@ func (c *Config) authenticate(store *postgres.Store, log *slog.Logger) func(cont
 		return nil
 	}
 	return store.Keys().Authenticate
+}
+
+// attempt is how the domain has a caller's attempts bounded.
+type attempt = func(ctx context.Context, caller domain.Caller, attempt func() error) error
+
+func (c *Config) holding(store *postgres.Store) attempt {
+	if c.MaxOpenHolds == 0 {
+		return nil
+	}
+	return store.Holds(int64(c.MaxOpenHolds)).Try
+}
+
+func (c *Config) guessing(store *postgres.Store) attempt {
+	if c.CouponGuesses == 0 {
+		return nil
+	}
+	return store.Guesses(int64(c.CouponGuesses)).Try
+}
+
+// take counts clients' requests and admins' as those of different callers, as their limits differ.
+func (c *Config) take(store *postgres.Store) func(context.Context, domain.Caller) (domain.Quota, error) {
+	clients, admins := store.Requests(int64(c.RateLimit)), store.Requests(int64(c.AdminRateLimit))
+	return func(ctx context.Context, caller domain.Caller) (domain.Quota, error) {
+		switch {
+		case caller.Admin && c.AdminRateLimit > 0:
+			return admins.Take(ctx, "admin "+caller.ID)
+		case !caller.Admin && c.RateLimit > 0:
+			return clients.Take(ctx, "client "+caller.ID)
+		}
+		return domain.Quota{}, nil
+	}
 }
 
 // called are the instances that the page may call. Where there are keys it calls none but its own: where the others are is
