@@ -22,6 +22,16 @@ test: deps lint ## Run the linters and every test, against real servers; a skipp
 	@echo "Building the laboratory, then every test; the first time takes some minutes."
 	go run ./cmd/lab exec -- go test -race -shuffle=on -count=1 -json ./... | go run ./cmd/lab/internal/noskip
 
+# One after the other: they count what is left of everything.
+.PHONY: soak
+soak: deps ## Run the long forms of the tests that have one; takes ten minutes
+	go run ./cmd/lab exec -- go test -race -count=1 -p=1 -timeout=30m -v -run='^(TestCancelledWaits|TestRedisForgets|TestCommitsAreCut|TestRetriesAtOnce|TestInstancesAreKilled)$$' \
+		./locking/strategies ./domain/postgres ./cmd/lab/e2e -args -soak
+
+.PHONY: latency
+latency: deps ## Measure what an uncontended lock costs, and put the table into the README
+	go run ./cmd/lab exec -- go run ./cmd/latency README.md
+
 .PHONY: lint
 lint: ## Check the code with go vet, staticcheck and gofumpt
 	@echo "Building the code and the linters; the first time takes some minutes."

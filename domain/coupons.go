@@ -18,7 +18,7 @@ type NewCoupon struct {
 }
 
 // CreateCoupon makes a coupon.
-func (s *Service) CreateCoupon(ctx context.Context, in NewCoupon) (CouponView, error) {
+func (s *Service) CreateCoupon(ctx context.Context, in NewCoupon, once *Once) (CouponView, error) {
 	if in.Code == "" {
 		in.Code = newCode()
 	}
@@ -51,7 +51,7 @@ func (s *Service) CreateCoupon(ctx context.Context, in NewCoupon) (CouponView, e
 		PerCustomerLimit: in.PerCustomerLimit,
 		ValidFrom:        from,
 		ValidUntil:       until,
-	}, lock)
+	}, lock, once)
 }
 
 // Coupon finds one coupon.
@@ -71,7 +71,7 @@ type NewRedemption struct {
 
 // Redeem takes one use of a coupon. A code that does not exist answers like one that has expired, so that codes cannot be
 // found by trying.
-func (s *Service) Redeem(ctx context.Context, caller Caller, in NewRedemption) (Redemption, Receipt, error) {
+func (s *Service) Redeem(ctx context.Context, caller Caller, in NewRedemption, once *Once) (Redemption, Receipt, error) {
 	if err := checkText("customer_id", in.CustomerID, 1, 64); err != nil {
 		return Redemption{}, Receipt{}, err
 	}
@@ -91,6 +91,7 @@ func (s *Service) Redeem(ctx context.Context, caller Caller, in NewRedemption) (
 		CreatedBy:     caller.ID,
 	}
 	section := Section{Keys: []Key{CouponKey(in.Code)}, Reads: Reads{Uses: []Use{{in.Code, in.CustomerID}}}}
+	section.Once, section.Result = once, func() any { return r }
 	section.Run = func(ctx context.Context, tx Tx) error {
 		coupon, err := tx.Coupon(ctx, in.Code)
 		if err != nil {
@@ -125,7 +126,7 @@ func (s *Service) Redeem(ctx context.Context, caller Caller, in NewRedemption) (
 }
 
 // Rollback gives the use of a redemption back. Rolling back twice is rolling back once.
-func (s *Service) Rollback(ctx context.Context, caller Caller, id string) (r Redemption, receipt Receipt, err error) {
+func (s *Service) Rollback(ctx context.Context, caller Caller, id string, once *Once) (r Redemption, receipt Receipt, err error) {
 	before, err := s.Store.Redemption(ctx, id)
 	if err != nil {
 		return Redemption{}, Receipt{}, err
@@ -134,6 +135,7 @@ func (s *Service) Rollback(ctx context.Context, caller Caller, id string) (r Red
 		return Redemption{}, Receipt{}, fmt.Errorf("redemption %s: %w", id, ErrNotFound)
 	}
 	section := Section{Keys: []Key{CouponKey(before.Code)}, Reads: Reads{Redemptions: []string{id}}}
+	section.Once, section.Result = once, func() any { return r }
 	section.Run = func(ctx context.Context, tx Tx) error {
 		var err error
 		if r, err = tx.Redemption(ctx, id); err != nil {

@@ -20,6 +20,7 @@ var (
 	ErrCustomerLimit     = errors.New("the customer has used this coupon as often as allowed")
 	ErrTooManyHolds      = errors.New("the caller has as many open holds as allowed")
 	ErrRateLimited       = errors.New("too many requests")
+	ErrKeyReused         = errors.New("the idempotency key was used for another request")
 	ErrCountersCorrupted = errors.New("an unfenced race has corrupted the counters")
 
 	// ErrLockTimeout: the lock did not come free within the allowed wait. Nothing was written.
@@ -30,7 +31,7 @@ var (
 	ErrLockLost = errors.New("the lock was lost")
 	// ErrStaleToken: PostgreSQL refused the grant, because a newer one was seen. Nothing was written.
 	ErrStaleToken = errors.New("stale fencing token")
-	// ErrSuperseded: another strategy has taken over. Nothing was written, and this instance will not write again.
+	// ErrSuperseded: another strategy has taken over, which this instance may not or cannot use. Nothing was written.
 	ErrSuperseded = errors.New("this instance's lock strategy has been superseded")
 	// ErrFencingRequired: the resource is fenced, and the strategy issues no tokens.
 	ErrFencingRequired = errors.New("the resource is fenced and the strategy issues no fencing tokens")

@@ -38,7 +38,20 @@ type Authority struct {
 	Fingerprint string // names the servers: other servers issue other tokens
 	Epoch       int64
 	Since       time.Time
+	DecidedBy   Decider
 }
+
+// Decider says whose decision it was to put an authority in charge.
+type Decider string
+
+const (
+	// ByConfiguration: an instance took over when it started.
+	ByConfiguration Decider = "configuration"
+	// ByOperator: an order. Instances that are configured otherwise follow it, also those that start.
+	ByOperator Decider = "operator"
+	// ByBoth: an order with which an instance that started later agrees. Who runs follows it; who starts otherwise takes over.
+	ByBoth Decider = "both"
+)
 
 // LockSpec is the strategy and the fencing that a resource is created with.
 type LockSpec struct {
@@ -74,6 +87,10 @@ type Section struct {
 	// Alone keeps the section's lock and transaction to itself. A section that calls Tx.Slow must set it: others would have
 	// to wait for a step that is not theirs.
 	Alone bool
+	// Once, if not nil, has the section run at most once: if its key has an answer, Do returns a *Replay, and ErrKeyReused if
+	// that is the answer to another request. Result is what Run has assigned, for the answer.
+	Once   *Once
+	Result func() any
 	// Run decides. It may run more than once, so it must assign its results, not collect them, and change nothing but tx.
 	// ctx ends when ownership is lost; context.Cause says why. An error undoes what this section has put, and nothing else.
 	Run func(ctx context.Context, tx Tx) error

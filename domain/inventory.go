@@ -2,6 +2,7 @@ package domain
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -15,7 +16,7 @@ type NewItem struct {
 }
 
 // CreateItem puts an item on sale.
-func (s *Service) CreateItem(ctx context.Context, in NewItem) (ItemView, error) {
+func (s *Service) CreateItem(ctx context.Context, in NewItem, once *Once) (ItemView, error) {
 	if err := CheckSKU("sku", in.SKU); err != nil {
 		return ItemView{}, err
 	}
@@ -29,7 +30,7 @@ func (s *Service) CreateItem(ctx context.Context, in NewItem) (ItemView, error) 
 	if err != nil {
 		return ItemView{}, err
 	}
-	return s.Store.CreateItem(ctx, Item{SKU: in.SKU, Name: in.Name, OnHand: in.Stock}, lock)
+	return s.Store.CreateItem(ctx, Item{SKU: in.SKU, Name: in.Name, OnHand: in.Stock}, lock, once)
 }
 
 func (s *Service) lockSpec(ctx context.Context, kind Kind, strategy string, fencing Fencing) (LockSpec, error) {
@@ -52,14 +53,15 @@ func (s *Service) Item(ctx context.Context, sku string) (ItemView, error) {
 }
 
 // Restock adds units to an item and returns the item as it then was.
-func (s *Service) Restock(ctx context.Context, sku string, quantity int64) (item Item, receipt Receipt, err error) {
+func (s *Service) Restock(ctx context.Context, sku string, quantity int64, once *Once) (item Item, receipt Receipt, err error) {
 	if err := CheckSKU("sku", sku); err != nil {
 		return Item{}, Receipt{}, fmt.Errorf("item %q: %w", sku, ErrNotFound)
 	}
 	if quantity < 1 || quantity > MaxStock {
 		return Item{}, Receipt{}, Invalid("quantity", "must be between 1 and %d", MaxStock)
 	}
-	receipt, err = s.Guard.Do(ctx, Section{Keys: []Key{ItemKey(sku)}, Run: func(ctx context.Context, tx Tx) error {
+	section := Section{Keys: []Key{ItemKey(sku)}, Once: once, Result: func() any { return item }}
+	section.Run = func(ctx context.Context, tx Tx) error {
 		var err error
 		if item, err = tx.Item(ctx, sku); err != nil {
 			return err
@@ -69,7 +71,8 @@ func (s *Service) Restock(ctx context.Context, sku string, quantity int64) (item
 		}
 		tx.PutItem(item, Entry{Kind: EntryRestock})
 		return nil
-	}})
+	}
+	receipt, err = s.Guard.Do(ctx, section)
 	return item, receipt, err
 }
 
@@ -82,7 +85,7 @@ type NewReservation struct {
 }
 
 // Reserve takes stock and holds it until it is confirmed, released, or has expired.
-func (s *Service) Reserve(ctx context.Context, caller Caller, in NewReservation) (Reservation, Receipt, error) {
+func (s *Service) Reserve(ctx context.Context, caller Caller, in NewReservation, once *Once) (Reservation, Receipt, error) {
 	if err := CheckSKU("sku", in.SKU); err != nil {
 		return Reservation{}, Receipt{}, fmt.Errorf("item %q: %w", in.SKU, ErrNotFound)
 	}
@@ -105,7 +108,8 @@ func (s *Service) Reserve(ctx context.Context, caller Caller, in NewReservation)
 		CustomerID: in.CustomerID,
 		CreatedBy:  caller.ID,
 	}
-	section := Section{Keys: r.Keys(), Alone: s.Review != nil, Run: func(ctx context.Context, tx Tx) error {
+	section := Section{Keys: r.Keys(), Alone: s.Review != nil, Once: once, Result: func() any { return r }}
+	section.Run = func(ctx context.Context, tx Tx) error {
 		item, err := tx.Item(ctx, in.SKU)
 		if err != nil {
 			return err
@@ -123,12 +127,18 @@ func (s *Service) Reserve(ctx context.Context, caller Caller, in NewReservation)
 		tx.PutItem(item, Entry{Kind: EntryHold, Reference: r.ID})
 		tx.PutReservation(r)
 		return nil
-	}}
+	}
 	var receipt Receipt
-	err := bounded(ctx, s.Holding, caller, func() (err error) {
+	do := func() (err error) {
 		receipt, err = s.Guard.Do(ctx, section)
 		return err
-	})
+	}
+	err := bounded(ctx, s.Holding, caller, do)
+	if refusal := err; errors.Is(refusal, ErrTooManyHolds) && once != nil {
+		// It may be one of those holds that is asked for again.
+		section.Run = func(context.Context, Tx) error { return refusal }
+		err = do()
+	}
 	return r, receipt, err
 }
 
@@ -145,25 +155,25 @@ func (s *Service) Reservation(ctx context.Context, caller Caller, id string) (Re
 }
 
 // Confirm turns a held reservation into a sale. Confirming twice is confirming once.
-func (s *Service) Confirm(ctx context.Context, caller Caller, id string) (Reservation, Receipt, error) {
-	return s.settle(ctx, caller, id, EntryConfirm, (*Reservation).confirm, (*Item).Confirm)
+func (s *Service) Confirm(ctx context.Context, caller Caller, id string, once *Once) (Reservation, Receipt, error) {
+	return s.settle(ctx, caller, id, once, EntryConfirm, (*Reservation).confirm, (*Item).Confirm)
 }
 
 // Release gives the units of a held reservation back. Releasing twice is releasing once.
-func (s *Service) Release(ctx context.Context, caller Caller, id string) (Reservation, Receipt, error) {
-	return s.settle(ctx, caller, id, EntryRelease, (*Reservation).release, (*Item).Release)
+func (s *Service) Release(ctx context.Context, caller Caller, id string, once *Once) (Reservation, Receipt, error) {
+	return s.settle(ctx, caller, id, once, EntryRelease, (*Reservation).release, (*Item).Release)
 }
 
 // settle ends a hold in one way or another. What is read first only tells which keys are needed; whether the transition is
 // possible is decided again inside the section.
-func (s *Service) settle(ctx context.Context, caller Caller, id string, why EntryKind,
+func (s *Service) settle(ctx context.Context, caller Caller, id string, once *Once, why EntryKind,
 	transition func(*Reservation, time.Time) (bool, error), move func(*Item, int64) error,
 ) (r Reservation, receipt Receipt, err error) {
 	before, err := s.Reservation(ctx, caller, id)
 	if err != nil {
 		return Reservation{}, Receipt{}, err
 	}
-	section := Section{Keys: before.Keys(), Reads: Reads{Reservations: []string{id}}}
+	section := Section{Keys: before.Keys(), Reads: Reads{Reservations: []string{id}}, Once: once, Result: func() any { return r }}
 	section.Run = func(ctx context.Context, tx Tx) error {
 		var err error
 		if r, err = tx.Reservation(ctx, id); err != nil {

@@ -166,7 +166,7 @@ func TestMadeCodes(t *testing.T) {
 	letters := map[rune]int{}
 	const n = 2000
 	for range n {
-		view, err := s.CreateCoupon(t.Context(), domain.NewCoupon{MaxRedemptions: 1})
+		view, err := s.CreateCoupon(t.Context(), domain.NewCoupon{MaxRedemptions: 1}, nil)
 		require.NoError(t, err)
 		require.Regexp(t, `^[2-9A-HJ-NP-Z]{4}(-[2-9A-HJ-NP-Z]{4}){3}$`, view.Code, "16 letters of 32: 80 bits")
 		codes[view.Code] = true
@@ -194,10 +194,10 @@ func TestBoundedAttempts(t *testing.T) {
 	s.Guessing, s.Holding = bound, bound
 	caller := domain.Caller{ID: "caller"}
 	for _, code := range []string{"unknown", "-bad", ""} {
-		_, _, err := s.Redeem(t.Context(), caller, domain.NewRedemption{Code: code, CustomerID: "c"})
+		_, _, err := s.Redeem(t.Context(), caller, domain.NewRedemption{Code: code, CustomerID: "c"}, nil)
 		require.ErrorIs(t, err, domain.ErrRateLimited)
 	}
-	_, _, err := s.Reserve(t.Context(), caller, domain.NewReservation{SKU: "unknown", Quantity: 1})
+	_, _, err := s.Reserve(t.Context(), caller, domain.NewReservation{SKU: "unknown", Quantity: 1}, nil)
 	require.ErrorIs(t, err, domain.ErrRateLimited)
 	require.Len(t, results, 4)
 	for _, err := range results[:3] {

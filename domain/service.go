@@ -13,9 +13,10 @@ type Store interface {
 	Coupon(ctx context.Context, code string) (CouponView, error)
 	Reservation(ctx context.Context, id string) (Reservation, error)
 	Redemption(ctx context.Context, id string) (Redemption, error)
-	// CreateItem makes the item, its fence and its first ledger entry; ErrAlreadyExists if the SKU is taken.
-	CreateItem(ctx context.Context, item Item, lock LockSpec) (ItemView, error)
-	CreateCoupon(ctx context.Context, coupon Coupon, lock LockSpec) (CouponView, error)
+	// CreateItem makes the item, its fence and its first ledger entry; ErrAlreadyExists if the SKU is taken. What was created
+	// by the same Once before is a *Replay.
+	CreateItem(ctx context.Context, item Item, lock LockSpec, once *Once) (ItemView, error)
+	CreateCoupon(ctx context.Context, coupon Coupon, lock LockSpec, once *Once) (CouponView, error)
 	// Audit compares, for one resource or (key empty) for all, what was given out with what there ever was; ErrNotFound if
 	// there is no such resource.
 	Audit(ctx context.Context, key Key) ([]AuditRow, error)

@@ -95,13 +95,13 @@ func (m *memory) Redemption(_ context.Context, id string) (domain.Redemption, er
 	return find(m.rows.redemptions, id)
 }
 
-func (m *memory) CreateItem(_ context.Context, item domain.Item, lock domain.LockSpec) (domain.ItemView, error) {
+func (m *memory) CreateItem(_ context.Context, item domain.Item, lock domain.LockSpec, _ *domain.Once) (domain.ItemView, error) {
 	m.rows.items[item.SKU] = item
 	m.specs = append(m.specs, lock)
 	return domain.ItemView{Item: item}, nil
 }
 
-func (m *memory) CreateCoupon(_ context.Context, coupon domain.Coupon, lock domain.LockSpec) (domain.CouponView, error) {
+func (m *memory) CreateCoupon(_ context.Context, coupon domain.Coupon, lock domain.LockSpec, _ *domain.Once) (domain.CouponView, error) {
 	m.rows.coupons[coupon.Code] = coupon
 	m.specs = append(m.specs, lock)
 	return domain.CouponView{Coupon: coupon}, nil
@@ -210,9 +210,9 @@ func invalid(t *testing.T, err error, field string) {
 func TestCreateItem(t *testing.T) {
 	t.Parallel()
 	s, m, _ := newService(t)
-	_, err := s.CreateItem(t.Context(), domain.NewItem{SKU: "b", Name: "B", Stock: 0})
+	_, err := s.CreateItem(t.Context(), domain.NewItem{SKU: "b", Name: "B", Stock: 0}, nil)
 	require.NoError(t, err)
-	_, err = s.CreateItem(t.Context(), domain.NewItem{SKU: "d", Name: "D", Stock: domain.MaxStock, Strategy: "none", Fencing: domain.FencingOff})
+	_, err = s.CreateItem(t.Context(), domain.NewItem{SKU: "d", Name: "D", Stock: domain.MaxStock, Strategy: "none", Fencing: domain.FencingOff}, nil)
 	require.NoError(t, err)
 	assert.Equal(t, []domain.LockSpec{
 		{Fencing: domain.FencingEnforced}, // the configured default
@@ -234,18 +234,18 @@ func TestCreateItem(t *testing.T) {
 		{"lock.fencing", domain.NewItem{SKU: "e", Name: "E", Fencing: "perhaps"}},
 		{"lock.strategy", domain.NewItem{SKU: "e", Name: "E", Strategy: "none"}},
 	} {
-		_, err := s.CreateItem(t.Context(), c.in)
+		_, err := s.CreateItem(t.Context(), c.in, nil)
 		invalid(t, err, c.field)
 	}
 	assert.NotContains(t, m.rows.items, "e")
-	_, err = s.CreateItem(t.Context(), domain.NewItem{SKU: "f", Name: strings.Repeat("ä", 200)})
+	_, err = s.CreateItem(t.Context(), domain.NewItem{SKU: "f", Name: strings.Repeat("ä", 200)}, nil)
 	require.NoError(t, err, "the limit is in characters, not in bytes")
 }
 
 func TestCreateCoupon(t *testing.T) {
 	t.Parallel()
 	s, m, _ := newService(t)
-	view, err := s.CreateCoupon(t.Context(), domain.NewCoupon{Code: "d", MaxRedemptions: 1, ValidFrom: start, ValidUntil: start.Add(time.Microsecond)})
+	view, err := s.CreateCoupon(t.Context(), domain.NewCoupon{Code: "d", MaxRedemptions: 1, ValidFrom: start, ValidUntil: start.Add(time.Microsecond)}, nil)
 	require.NoError(t, err)
 	assert.Equal(t, domain.Coupon{Code: "d", MaxRedemptions: 1, ValidFrom: noon, ValidUntil: noon.Add(time.Microsecond)}, view.Coupon,
 		"what is answered is what will be read")
@@ -263,7 +263,7 @@ func TestCreateCoupon(t *testing.T) {
 		{"valid_until", domain.NewCoupon{Code: "e", MaxRedemptions: 1, ValidFrom: start, ValidUntil: start.Add(time.Nanosecond)}},
 		{"lock.fencing", domain.NewCoupon{Code: "e", MaxRedemptions: 1, Fencing: "perhaps"}},
 	} {
-		_, err := s.CreateCoupon(t.Context(), c.in)
+		_, err := s.CreateCoupon(t.Context(), c.in, nil)
 		invalid(t, err, c.field)
 	}
 	assert.NotContains(t, m.rows.coupons, "e")
@@ -291,8 +291,8 @@ func TestCouponTimesThatCannotBeShown(t *testing.T) {
 			s, m, _ := newService(t)
 			at, err := time.Parse(time.RFC3339, c.time)
 			require.NoError(t, err)
-			_, fromErr := s.CreateCoupon(t.Context(), domain.NewCoupon{Code: "from", MaxRedemptions: 1, ValidFrom: at})
-			_, untilErr := s.CreateCoupon(t.Context(), domain.NewCoupon{Code: "until", MaxRedemptions: 1, ValidUntil: at})
+			_, fromErr := s.CreateCoupon(t.Context(), domain.NewCoupon{Code: "from", MaxRedemptions: 1, ValidFrom: at}, nil)
+			_, untilErr := s.CreateCoupon(t.Context(), domain.NewCoupon{Code: "until", MaxRedemptions: 1, ValidUntil: at}, nil)
 			if c.good {
 				require.NoError(t, fromErr)
 				require.NoError(t, untilErr)
@@ -310,17 +310,17 @@ func TestCouponTimesThatCannotBeShown(t *testing.T) {
 func TestRestock(t *testing.T) {
 	t.Parallel()
 	s, m, _ := newService(t)
-	item, _, err := s.Restock(t.Context(), "a", 5)
+	item, _, err := s.Restock(t.Context(), "a", 5, nil)
 	require.NoError(t, err)
 	assert.EqualValues(t, 15, item.OnHand)
 	assert.Equal(t, item, m.rows.items["a"])
 	assert.Equal(t, []domain.Entry{{Kind: domain.EntryRestock}}, m.rows.ledger)
 	for _, quantity := range []int64{0, -1, domain.MaxStock + 1, domain.MaxStock} { // the last: too much with what is there
-		_, _, err = s.Restock(t.Context(), "a", quantity)
+		_, _, err = s.Restock(t.Context(), "a", quantity, nil)
 		invalid(t, err, "quantity")
 	}
 	for _, sku := range []string{"ghost", "", "no such name"} {
-		_, _, err = s.Restock(t.Context(), sku, 1)
+		_, _, err = s.Restock(t.Context(), sku, 1, nil)
 		require.ErrorIs(t, err, domain.ErrNotFound, sku)
 	}
 	assert.EqualValues(t, 15, m.rows.items["a"].OnHand)
@@ -329,7 +329,7 @@ func TestRestock(t *testing.T) {
 func TestReserve(t *testing.T) {
 	t.Parallel()
 	s, m, _ := newService(t)
-	r, receipt, err := s.Reserve(t.Context(), owner, domain.NewReservation{SKU: "a", Quantity: 3, CustomerID: "Zoë"})
+	r, receipt, err := s.Reserve(t.Context(), owner, domain.NewReservation{SKU: "a", Quantity: 3, CustomerID: "Zoë"}, nil)
 	require.NoError(t, err)
 	assert.Equal(t, domain.Reservation{
 		ID: "rsv_1", State: domain.Held, Lines: []domain.Line{{SKU: "a", Quantity: 3}},
@@ -340,12 +340,12 @@ func TestReserve(t *testing.T) {
 	assert.EqualValues(t, 3, m.rows.items["a"].Reserved)
 	assert.Equal(t, []domain.Entry{{Kind: domain.EntryHold, Reference: r.ID}}, m.rows.ledger)
 
-	r, _, err = s.Reserve(t.Context(), owner, domain.NewReservation{SKU: "a", Quantity: 1, TTL: time.Hour})
+	r, _, err = s.Reserve(t.Context(), owner, domain.NewReservation{SKU: "a", Quantity: 1, TTL: time.Hour}, nil)
 	require.NoError(t, err)
 	assert.Equal(t, noon.Add(time.Hour), r.ExpiresAt)
 
 	before := m.rows.clone()
-	_, _, err = s.Reserve(t.Context(), owner, domain.NewReservation{SKU: "a", Quantity: 7})
+	_, _, err = s.Reserve(t.Context(), owner, domain.NewReservation{SKU: "a", Quantity: 7}, nil)
 	require.ErrorIs(t, err, domain.ErrOutOfStock)
 	for _, c := range []struct {
 		field string
@@ -360,11 +360,11 @@ func TestReserve(t *testing.T) {
 		{"ttl_seconds", domain.NewReservation{SKU: "a", Quantity: 1, TTL: time.Second - 1}},
 		{"ttl_seconds", domain.NewReservation{SKU: "a", Quantity: 1, TTL: time.Hour + 1}},
 	} {
-		_, _, err := s.Reserve(t.Context(), owner, c.in)
+		_, _, err := s.Reserve(t.Context(), owner, c.in, nil)
 		invalid(t, err, c.field)
 	}
 	for _, sku := range []string{"ghost", "", "no such name"} {
-		_, _, err = s.Reserve(t.Context(), owner, domain.NewReservation{SKU: sku, Quantity: 1})
+		_, _, err = s.Reserve(t.Context(), owner, domain.NewReservation{SKU: sku, Quantity: 1}, nil)
 		require.ErrorIs(t, err, domain.ErrNotFound, sku)
 	}
 	assert.Equal(t, before, m.rows, "what is refused changes nothing")
@@ -373,7 +373,7 @@ func TestReserve(t *testing.T) {
 // Every action in every state.
 func TestSettle(t *testing.T) {
 	t.Parallel()
-	type action func(*domain.Service, context.Context, domain.Caller, string) (domain.Reservation, domain.Receipt, error)
+	type action func(*domain.Service, context.Context, domain.Caller, string, *domain.Once) (domain.Reservation, domain.Receipt, error)
 	confirm, release := action((*domain.Service).Confirm), action((*domain.Service).Release)
 	const inTime, late = time.Minute - time.Microsecond, time.Minute
 	for _, c := range []struct {
@@ -399,7 +399,7 @@ func TestSettle(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			s, m, clock := newService(t)
-			r, _, err := s.Reserve(t.Context(), owner, domain.NewReservation{SKU: "a", Quantity: 3})
+			r, _, err := s.Reserve(t.Context(), owner, domain.NewReservation{SKU: "a", Quantity: 3}, nil)
 			require.NoError(t, err)
 			if r.State = c.state; c.state != domain.Held {
 				r.SettledAt = noon
@@ -408,7 +408,7 @@ func TestSettle(t *testing.T) {
 			before := m.rows.clone()
 			*clock = start.Add(c.after)
 
-			got, _, err := c.do(s, t.Context(), owner, r.ID)
+			got, _, err := c.do(s, t.Context(), owner, r.ID, nil)
 			require.ErrorIs(t, err, c.err)
 			assert.Equal(t, c.want, m.rows.reservations[r.ID].State)
 			if c.item == (domain.Item{}) {
@@ -429,13 +429,13 @@ func TestSettle(t *testing.T) {
 func TestSettleLooksAgain(t *testing.T) {
 	t.Parallel()
 	s, m, _ := newService(t)
-	r, _, err := s.Reserve(t.Context(), owner, domain.NewReservation{SKU: "a", Quantity: 3})
+	r, _, err := s.Reserve(t.Context(), owner, domain.NewReservation{SKU: "a", Quantity: 3}, nil)
 	require.NoError(t, err)
 	m.before = func() {
-		_, _, err := s.Release(t.Context(), owner, r.ID)
+		_, _, err := s.Release(t.Context(), owner, r.ID, nil)
 		require.NoError(t, err)
 	}
-	_, _, err = s.Confirm(t.Context(), owner, r.ID)
+	_, _, err = s.Confirm(t.Context(), owner, r.ID, nil)
 	require.ErrorIs(t, err, domain.ErrWrongState)
 	assert.Equal(t, domain.Item{SKU: "a", Name: "A", OnHand: 10}, m.rows.items["a"])
 }
@@ -445,9 +445,9 @@ func TestOwnership(t *testing.T) {
 	t.Parallel()
 	s, m, _ := newService(t)
 	ctx := t.Context()
-	r, _, err := s.Reserve(ctx, owner, domain.NewReservation{SKU: "a", Quantity: 1})
+	r, _, err := s.Reserve(ctx, owner, domain.NewReservation{SKU: "a", Quantity: 1}, nil)
 	require.NoError(t, err)
-	use, _, err := s.Redeem(ctx, owner, domain.NewRedemption{Code: "c", CustomerID: "one", ReservationID: r.ID})
+	use, _, err := s.Redeem(ctx, owner, domain.NewRedemption{Code: "c", CustomerID: "one", ReservationID: r.ID}, nil)
 	require.NoError(t, err)
 	before := m.rows.clone()
 
@@ -458,20 +458,20 @@ func TestOwnership(t *testing.T) {
 		require.ErrorIs(t, none, domain.ErrNotFound)
 	}
 	missing(func(c domain.Caller, id string) error { _, err := s.Reservation(ctx, c, id); return err }, r.ID)
-	missing(func(c domain.Caller, id string) error { _, _, err := s.Confirm(ctx, c, id); return err }, r.ID)
-	missing(func(c domain.Caller, id string) error { _, _, err := s.Release(ctx, c, id); return err }, r.ID)
-	missing(func(c domain.Caller, id string) error { _, _, err := s.Rollback(ctx, c, id); return err }, use.ID)
+	missing(func(c domain.Caller, id string) error { _, _, err := s.Confirm(ctx, c, id, nil); return err }, r.ID)
+	missing(func(c domain.Caller, id string) error { _, _, err := s.Release(ctx, c, id, nil); return err }, r.ID)
+	missing(func(c domain.Caller, id string) error { _, _, err := s.Rollback(ctx, c, id, nil); return err }, use.ID)
 	for _, id := range []string{r.ID, "rsv_none"} {
-		_, _, err = s.Redeem(ctx, stranger, domain.NewRedemption{Code: "c", CustomerID: "two", ReservationID: id})
+		_, _, err = s.Redeem(ctx, stranger, domain.NewRedemption{Code: "c", CustomerID: "two", ReservationID: id}, nil)
 		invalid(t, err, "reservation_id")
 	}
 	assert.Equal(t, before, m.rows)
 
 	_, err = s.Reservation(ctx, admin, r.ID)
 	require.NoError(t, err)
-	_, _, err = s.Confirm(ctx, admin, r.ID)
+	_, _, err = s.Confirm(ctx, admin, r.ID, nil)
 	require.NoError(t, err)
-	_, _, err = s.Rollback(ctx, admin, use.ID)
+	_, _, err = s.Rollback(ctx, admin, use.ID, nil)
 	require.NoError(t, err)
 }
 
@@ -480,7 +480,7 @@ func TestRedeem(t *testing.T) {
 	s, m, _ := newService(t)
 	ctx := t.Context()
 	redeem := func(code, customer string) (domain.Redemption, error) {
-		r, _, err := s.Redeem(ctx, owner, domain.NewRedemption{Code: code, CustomerID: customer})
+		r, _, err := s.Redeem(ctx, owner, domain.NewRedemption{Code: code, CustomerID: customer}, nil)
 		return r, err
 	}
 	r, err := redeem("c", "one")
@@ -518,10 +518,10 @@ func TestRollback(t *testing.T) {
 	t.Parallel()
 	s, m, clock := newService(t)
 	ctx := t.Context()
-	r, _, err := s.Redeem(ctx, owner, domain.NewRedemption{Code: "c", CustomerID: "one"})
+	r, _, err := s.Redeem(ctx, owner, domain.NewRedemption{Code: "c", CustomerID: "one"}, nil)
 	require.NoError(t, err)
 	*clock = start.Add(time.Second)
-	back, _, err := s.Rollback(ctx, owner, r.ID)
+	back, _, err := s.Rollback(ctx, owner, r.ID, nil)
 	require.NoError(t, err)
 	assert.Equal(t, domain.RolledBack, back.State)
 	assert.Equal(t, noon.Add(time.Second), back.SettledAt)
@@ -529,12 +529,12 @@ func TestRollback(t *testing.T) {
 
 	before := m.rows.clone()
 	*clock = start.Add(time.Minute)
-	again, _, err := s.Rollback(ctx, owner, r.ID)
+	again, _, err := s.Rollback(ctx, owner, r.ID, nil)
 	require.NoError(t, err, "rolling back twice is rolling back once")
 	assert.Equal(t, back, again)
 	assert.Equal(t, before, m.rows)
 
-	_, _, err = s.Redeem(ctx, owner, domain.NewRedemption{Code: "c", CustomerID: "one"})
+	_, _, err = s.Redeem(ctx, owner, domain.NewRedemption{Code: "c", CustomerID: "one"}, nil)
 	require.NoError(t, err, "the customer may use it again")
 }
 

@@ -2,7 +2,6 @@ package handlers
 
 import (
 	"fmt"
-	"net/http"
 	"time"
 
 	"github.com/labstack/echo/v4"
@@ -33,11 +32,6 @@ func stamp(c echo.Context, receipt domain.Receipt) {
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-
-func created(c echo.Context, location string, body any) error {
-	c.Response().Header().Set(echo.HeaderLocation, location)
-	return c.JSON(http.StatusCreated, body)
-}
 
 func deref[T any](p *T) T {
 	if p == nil {

@@ -58,15 +58,19 @@ func (s *server) createCoupon(c echo.Context) error {
 	if err != nil {
 		return err
 	}
+	render := func(coupon domain.CouponView) reply {
+		return reply{http.StatusCreated, "/v1/coupons/" + coupon.Code, couponOf(coupon)}
+	}
+	once, err := once(c, render)
+	if err != nil {
+		return err
+	}
 	coupon, err := s.Service.CreateCoupon(c.Request().Context(), domain.NewCoupon{
 		Code: code, MaxRedemptions: in.MaxRedemptions, PerCustomerLimit: deref(in.PerCustomerLimit),
 		ValidFrom: deref(in.ValidFrom), ValidUntil: deref(in.ValidUntil),
 		Strategy: strategy, Fencing: fencing,
-	})
-	if err != nil {
-		return err
-	}
-	return created(c, "/v1/coupons/"+coupon.Code, couponOf(coupon))
+	}, once)
+	return render(coupon).answer(c, domain.Receipt{}, err)
 }
 
 func (s *server) coupon(c echo.Context) error {
@@ -106,28 +110,31 @@ func (s *server) redeem(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	redemption, receipt, err := s.Service.Redeem(c.Request().Context(), callerOf(c), domain.NewRedemption{
-		Code: c.Param("code"), CustomerID: in.CustomerID, ReservationID: reservation,
-	})
-	if errors.Is(err, domain.ErrCouponExpired) {
-		return err // without a stamp: a token would tell that the code is real, only not valid now
+	render := func(r domain.Redemption) reply { // no Location: a redemption cannot be read back
+		return reply{status: http.StatusCreated, body: redemptionOf(r)}
 	}
-	stamp(c, receipt)
+	once, err := once(c, render)
 	if err != nil {
 		return err
 	}
-	// No Location: a redemption cannot be read back.
-	return c.JSON(http.StatusCreated, redemptionOf(redemption))
+	redemption, receipt, err := s.Service.Redeem(c.Request().Context(), callerOf(c), domain.NewRedemption{
+		Code: c.Param("code"), CustomerID: in.CustomerID, ReservationID: reservation,
+	}, once)
+	if errors.Is(err, domain.ErrCouponExpired) {
+		return err // without a stamp: a token would tell that the code is real, only not valid now
+	}
+	return render(redemption).answer(c, receipt, err)
 }
 
 func (s *server) rollback(c echo.Context) error {
 	if err := noBody(c); err != nil {
 		return err
 	}
-	redemption, receipt, err := s.Service.Rollback(c.Request().Context(), callerOf(c), c.Param("id"))
-	stamp(c, receipt)
+	render := func(r domain.Redemption) reply { return reply{status: http.StatusOK, body: redemptionOf(r)} }
+	once, err := once(c, render)
 	if err != nil {
 		return err
 	}
-	return c.JSON(http.StatusOK, redemptionOf(redemption))
+	redemption, receipt, err := s.Service.Rollback(c.Request().Context(), callerOf(c), c.Param("id"), once)
+	return render(redemption).answer(c, receipt, err)
 }

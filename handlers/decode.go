@@ -88,6 +88,7 @@ func readBody(c echo.Context) ([]byte, error) {
 	if err != nil {
 		return nil, &malformedError{problem: "the body cannot be read", offset: int64(len(body))}
 	}
+	c.Set(keyBody, body)
 	return body, nil
 }
 

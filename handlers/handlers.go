@@ -39,7 +39,7 @@ type Config struct {
 
 	Page           map[string]http.Handler // the files of the page by their paths; everybody may GET them
 	RequestTimeout time.Duration           // 0: 15 s
-	MaxRequests    int                     // served at the same time under /v1; 0: 512
+	MaxRequests    int                     // served at the same time under /v1, waiting for locks included; 0: 4096
 	Log            *slog.Logger
 	Version        string
 }
@@ -104,7 +104,7 @@ func New(c Config) http.Handler {
 		c.RequestTimeout = 15 * time.Second
 	}
 	if c.MaxRequests == 0 {
-		c.MaxRequests = 512
+		c.MaxRequests = 4096
 	}
 	s := &server{
 		Config:  c,

@@ -31,7 +31,8 @@ type memory struct {
 	reservations map[string]domain.Reservation
 	redemptions  map[string]domain.Redemption
 
-	sections, made int // calls that would have changed something
+	answers        map[string]kept // by caller and key
+	sections, made int             // calls that would have changed something
 	err            error
 	during         func(context.Context) // runs inside each section
 	token          domain.Token
@@ -43,8 +44,34 @@ func newMemory() *memory {
 		coupons:      map[string]domain.Coupon{"TEN": {Code: "TEN", MaxRedemptions: 10}, "OVER": {Code: "OVER", MaxRedemptions: 1, ValidUntil: now.Add(-time.Hour)}},
 		reservations: map[string]domain.Reservation{"rsv_1": {ID: "rsv_1", State: domain.Held, Lines: []domain.Line{{SKU: "lamp", Quantity: 1}}, CreatedBy: "shop", CreatedAt: now, ExpiresAt: now.Add(time.Hour)}},
 		redemptions:  map[string]domain.Redemption{"rdm_1": {ID: "rdm_1", Code: "TEN", CustomerID: "c", State: domain.Redeemed, CreatedBy: "shop", CreatedAt: now}},
+		answers:      map[string]kept{},
 		token:        7,
 	}
+}
+
+// kept is an answer to a request with an Idempotency-Key.
+type kept struct {
+	fingerprint [32]byte
+	answer      domain.Answer
+}
+
+// once does what a store does about the key of a request.
+func (m *memory) once(o *domain.Once, work func() (any, error)) error {
+	if o == nil {
+		_, err := work()
+		return err
+	}
+	if before, known := m.answers[o.Caller+" "+o.Key]; known {
+		if before.fingerprint != o.Fingerprint {
+			return domain.ErrKeyReused
+		}
+		return &domain.Replay{Answer: before.answer}
+	}
+	result, err := work()
+	if err == nil || domain.Final(err) {
+		m.answers[o.Caller+" "+o.Key] = kept{o.Fingerprint, o.Encode(result, err)}
+	}
+	return err
 }
 
 func (m *memory) Do(ctx context.Context, section domain.Section) (domain.Receipt, error) {
@@ -61,7 +88,10 @@ func (m *memory) Do(ctx context.Context, section domain.Section) (domain.Receipt
 	if m.err != nil {
 		return receipt, m.err
 	}
-	return receipt, section.Run(ctx, unit{m})
+	return receipt, m.once(section.Once, func() (any, error) {
+		err := section.Run(ctx, unit{m})
+		return section.Result(), err
+	})
 }
 
 func (m *memory) Spec(_ context.Context, _ domain.Kind, strategy string, fencing domain.Fencing) (domain.LockSpec, error) {
@@ -136,16 +166,19 @@ func (m *memory) Redemption(_ context.Context, id string) (domain.Redemption, er
 	return find(m.redemptions, id)
 }
 
-func (m *memory) CreateItem(_ context.Context, i domain.Item, _ domain.LockSpec) (domain.ItemView, error) {
+func (m *memory) CreateItem(_ context.Context, i domain.Item, _ domain.LockSpec, once *domain.Once) (domain.ItemView, error) {
 	m.made++
-	if _, ok := m.items[i.SKU]; ok {
-		return domain.ItemView{}, fmt.Errorf("item %q: %w", i.SKU, domain.ErrAlreadyExists)
-	}
-	m.items[i.SKU] = i
-	return domain.ItemView{Item: i, Fence: fence}, nil
+	view := domain.ItemView{Item: i, Fence: fence}
+	return view, m.once(once, func() (any, error) {
+		if _, ok := m.items[i.SKU]; ok {
+			return nil, fmt.Errorf("item %q: %w", i.SKU, domain.ErrAlreadyExists)
+		}
+		m.items[i.SKU] = i
+		return view, nil
+	})
 }
 
-func (m *memory) CreateCoupon(_ context.Context, c domain.Coupon, _ domain.LockSpec) (domain.CouponView, error) {
+func (m *memory) CreateCoupon(_ context.Context, c domain.Coupon, _ domain.LockSpec, _ *domain.Once) (domain.CouponView, error) {
 	m.made++
 	m.coupons[c.Code] = c
 	return domain.CouponView{Coupon: c, Fence: fence}, nil

@@ -1,6 +1,7 @@
 package handlers
 
 import (
+	"context"
 	"net/http"
 	"strconv"
 	"time"
@@ -94,14 +95,18 @@ func (s *server) createItem(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	item, err := s.Service.CreateItem(c.Request().Context(), domain.NewItem{
-		SKU: in.SKU, Name: in.Name, Stock: in.Stock,
-		Strategy: strategy, Fencing: fencing,
-	})
+	render := func(item domain.ItemView) reply {
+		return reply{http.StatusCreated, "/v1/items/" + item.SKU, itemOf(item)}
+	}
+	once, err := once(c, render)
 	if err != nil {
 		return err
 	}
-	return created(c, "/v1/items/"+item.SKU, itemOf(item))
+	item, err := s.Service.CreateItem(c.Request().Context(), domain.NewItem{
+		SKU: in.SKU, Name: in.Name, Stock: in.Stock,
+		Strategy: strategy, Fencing: fencing,
+	}, once)
+	return render(item).answer(c, domain.Receipt{}, err)
 }
 
 func (s *server) items(c echo.Context) error {
@@ -133,12 +138,13 @@ func (s *server) restock(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	item, receipt, err := s.Service.Restock(c.Request().Context(), c.Param("sku"), in.Quantity)
-	stamp(c, receipt)
+	render := func(item domain.Item) reply { return reply{status: http.StatusOK, body: stockOf(item)} }
+	once, err := once(c, render)
 	if err != nil {
 		return err
 	}
-	return c.JSON(http.StatusOK, stockOf(item))
+	item, receipt, err := s.Service.Restock(c.Request().Context(), c.Param("sku"), in.Quantity, once)
+	return render(item).answer(c, receipt, err)
 }
 
 type lineJSON struct {
@@ -180,14 +186,17 @@ func (s *server) reserve(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	reservation, receipt, err := s.Service.Reserve(c.Request().Context(), callerOf(c), domain.NewReservation{
-		SKU: c.Param("sku"), Quantity: in.Quantity, CustomerID: deref(in.CustomerID), TTL: ttl,
-	})
-	stamp(c, receipt)
+	render := func(r domain.Reservation) reply {
+		return reply{http.StatusCreated, "/v1/reservations/" + r.ID, reservationOf(r)}
+	}
+	once, err := once(c, render)
 	if err != nil {
 		return err
 	}
-	return created(c, "/v1/reservations/"+reservation.ID, reservationOf(reservation))
+	reservation, receipt, err := s.Service.Reserve(c.Request().Context(), callerOf(c), domain.NewReservation{
+		SKU: c.Param("sku"), Quantity: in.Quantity, CustomerID: deref(in.CustomerID), TTL: ttl,
+	}, once)
+	return render(reservation).answer(c, receipt, err)
 }
 
 // ttl checks the range before it multiplies: 9223372037 seconds are a negative Duration, and zero would mean the default.
@@ -209,26 +218,21 @@ func (s *server) reservation(c echo.Context) error {
 	return c.JSON(http.StatusOK, reservationOf(reservation))
 }
 
-func (s *server) confirm(c echo.Context) error {
+func (s *server) confirm(c echo.Context) error { return settle(c, s.Service.Confirm) }
+
+func (s *server) release(c echo.Context) error { return settle(c, s.Service.Release) }
+
+func settle(c echo.Context,
+	use func(context.Context, domain.Caller, string, *domain.Once) (domain.Reservation, domain.Receipt, error),
+) error {
 	if err := noBody(c); err != nil {
 		return err
 	}
-	return settled(c)(s.Service.Confirm(c.Request().Context(), callerOf(c), c.Param("id")))
-}
-
-func (s *server) release(c echo.Context) error {
-	if err := noBody(c); err != nil {
+	render := func(r domain.Reservation) reply { return reply{status: http.StatusOK, body: reservationOf(r)} }
+	once, err := once(c, render)
+	if err != nil {
 		return err
 	}
-	return settled(c)(s.Service.Release(c.Request().Context(), callerOf(c), c.Param("id")))
-}
-
-func settled(c echo.Context) func(domain.Reservation, domain.Receipt, error) error {
-	return func(reservation domain.Reservation, receipt domain.Receipt, err error) error {
-		stamp(c, receipt)
-		if err != nil {
-			return err
-		}
-		return c.JSON(http.StatusOK, reservationOf(reservation))
-	}
+	reservation, receipt, err := use(c.Request().Context(), callerOf(c), c.Param("id"), once)
+	return render(reservation).answer(c, receipt, err)
 }

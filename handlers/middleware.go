@@ -26,6 +26,7 @@ const (
 	keyRequestID = "request_id"
 	keyCaller    = "caller"
 	keyError     = "error"
+	keyBody      = "body"
 )
 
 // requestIDPattern is what a client may call its request. An unchecked value would end up in logs and headers.
@@ -145,11 +146,11 @@ func (s *server) shareAcrossInstances(protection *http.CrossOriginProtection) ec
 			if origin := r.Header.Get(echo.HeaderOrigin); s.origins[origin] {
 				h.Set(echo.HeaderAccessControlAllowOrigin, origin)
 				h.Set(echo.HeaderAccessControlExposeHeaders, strings.Join([]string{
-					headerStrategy, headerToken, headerTiming, headerPolicy, headerQuota, echo.HeaderRetryAfter, echo.HeaderLocation, echo.HeaderXRequestID,
+					headerStrategy, headerToken, headerTiming, headerPolicy, headerQuota, echo.HeaderRetryAfter, echo.HeaderLocation, echo.HeaderXRequestID, headerReplayed,
 				}, ", "))
 				if r.Method == http.MethodOptions && r.Header.Get(echo.HeaderAccessControlRequestMethod) != "" {
 					h.Set(echo.HeaderAccessControlAllowMethods, "GET, HEAD, POST")
-					h.Set(echo.HeaderAccessControlAllowHeaders, "Authorization, Content-Type, X-Request-Id")
+					h.Set(echo.HeaderAccessControlAllowHeaders, "Authorization, Content-Type, Idempotency-Key, X-Request-Id")
 					h.Set(echo.HeaderAccessControlMaxAge, "600")
 					return c.NoContent(http.StatusNoContent)
 				}

@@ -2,7 +2,6 @@ package handlers
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -23,6 +22,7 @@ var (
 	errNoMethod     = errors.New("no such method here")
 	errMediaType    = errors.New("the body is not declared as JSON")
 	errTooLarge     = errors.New("the body is too large")
+	errAnswerGone   = errors.New("the answer is not kept any more")
 	errIncomplete   = errors.New("the body did not come to its end")
 	errMalformed    = errors.New("the body is not JSON")
 	errOverloaded   = errors.New("too many requests at once")
@@ -45,7 +45,7 @@ const nothingWritten = "Nothing was written."
 // request and from the state of what was asked for. Errors that can carry the words of a server or a driver have a fixed one.
 //
 // retryable means that the same request may be sent again as it is, and can then succeed. It is false for an unknown
-// outcome: sending a POST again could do the work twice.
+// outcome, unless the request has an Idempotency-Key: sending it again could do the work twice.
 var problems = []struct {
 	err       error
 	status    int
@@ -73,6 +73,14 @@ var problems = []struct {
 		// The same words for a coupon that does not exist: the difference would tell which codes are real.
 		domain.ErrCouponExpired, http.StatusGone, "coupon_expired", false, "The coupon is not valid",
 		"There is no coupon with this code that is valid now.",
+	},
+	{
+		domain.ErrKeyReused, http.StatusUnprocessableEntity, "idempotency_key_reused", false, "The key belongs to another request",
+		"This Idempotency-Key was sent with another request before. Use a new key for a new request.",
+	},
+	{
+		errAnswerGone, http.StatusGone, "answer_expired", false, "The request was answered long ago",
+		"The request was carried out when it was sent first, and not again. Its answer is not kept any more; the Location header, if there is one, says where the result is.",
 	},
 	{
 		domain.ErrCountersCorrupted, http.StatusConflict, "counters_corrupted", false, "The counters are corrupted",
@@ -143,6 +151,11 @@ type problem struct {
 
 // answerError is echo's error handler, and the only place that answers an error.
 func (s *server) answerError(err error, c echo.Context) {
+	if before, ok := errors.AsType[*domain.Replay](err); ok {
+		if err = replay(c, before.Answer); err == nil {
+			return
+		}
+	}
 	c.Set(keyError, err)
 	if c.Response().Committed {
 		return // too late: the log line has to do
@@ -153,10 +166,13 @@ func (s *server) answerError(err error, c echo.Context) {
 	}
 	p := newProblem(err)
 	p.Instance = c.Request().URL.EscapedPath()
-	p.RequestID, _ = c.Get(keyRequestID).(string)
+	p.RequestID = requestID(c)
+	if errors.Is(err, domain.ErrOutcomeUnknown) && keyed(c) {
+		p.Retryable, p.Detail = true, "The connection broke while the change was being committed. Send the request again with the same Idempotency-Key: the answer will be the truth."
+	}
 
 	h := c.Response().Header()
-	h.Set(echo.HeaderContentType, "application/problem+json")
+	h.Set(echo.HeaderContentType, typeProblem)
 	h.Set(echo.HeaderCacheControl, "no-store")
 	if p.Status == http.StatusUnauthorized {
 		h.Set(echo.HeaderWWWAuthenticate, `Bearer realm="fencepost"`)
@@ -169,7 +185,14 @@ func (s *server) answerError(err error, c echo.Context) {
 		h.Set(echo.HeaderRetryAfter, seconds(limited.After))
 	}
 	c.Response().WriteHeader(p.Status)
-	_ = json.NewEncoder(c.Response()).Encode(p) // it fails only when the client is gone
+	_, _ = c.Response().Write(encode(p)) // it fails only when the client is gone
+}
+
+const typeProblem = "application/problem+json"
+
+func requestID(c echo.Context) string {
+	id, _ := c.Get(keyRequestID).(string)
+	return id
 }
 
 func newProblem(err error) problem {

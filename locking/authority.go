@@ -9,12 +9,21 @@ import (
 )
 
 // Claim puts a strategy in charge of each shared scope and makes this instance use it. Where another strategy, or the same
-// on other servers, was in charge, a new epoch begins and the instances that run the old one are refused from now on.
+// on other servers, was in charge, a new epoch begins and the instances that run the old one are refused from now on. Where
+// an operator has ordered another strategy, this instance follows the order: a restart does not undo it.
 //
 // Every server is asked before the first scope is claimed: an instance that cannot start must not turn away the others first.
 func (g *Guard) Claim(ctx context.Context, strategies map[domain.Scope]string) error {
-	fingerprints := map[domain.Scope]string{}
+	fingerprints, orders := map[domain.Scope]string{}, map[domain.Scope]domain.Authority{}
 	for scope, strategy := range strategies {
+		a, err := g.db.AuthorityOf(ctx, scope)
+		if err != nil && !errors.Is(err, domain.ErrNotFound) {
+			return err
+		}
+		if a.DecidedBy == domain.ByOperator && a.Strategy != strategy {
+			// The servers of the configured strategy are not asked: they may be what the operator has switched away from.
+			strategy, orders[scope] = a.Strategy, a
+		}
 		backend, err := g.backends.find(strategy)
 		if err != nil {
 			return err
@@ -23,15 +32,67 @@ func (g *Guard) Claim(ctx context.Context, strategies map[domain.Scope]string) e
 			return fmt.Errorf("taking charge of %s with %s: %w", scope, strategy, err)
 		}
 	}
+	g.reigns.configure(strategies)
 	for scope, strategy := range strategies {
-		a, err := g.db.ClaimAuthority(ctx, scope, strategy, fingerprints[scope])
-		if err != nil {
-			return fmt.Errorf("taking charge of %s with %s: %w", scope, strategy, err)
+		a, ordered := orders[scope]
+		if !ordered {
+			var err error
+			if a, err = g.db.ClaimAuthority(ctx, scope, strategy, fingerprints[scope], domain.ByConfiguration); err != nil {
+				return fmt.Errorf("taking charge of %s with %s: %w", scope, strategy, err)
+			}
 		}
-		g.reigns.claim(a)
+		if _, err := g.reigns.accept(ctx, g, a); err != nil {
+			return fmt.Errorf("joining those who run %s: %w", scope, err)
+		}
 		g.log.Info("lock authority", "scope", a.Scope, "strategy", a.Strategy, "epoch", a.Epoch, "since", a.Since)
 	}
 	return nil
+}
+
+// Switch puts a strategy in charge of a shared scope or of a single resource, by an operator's order, and returns who was in
+// charge and who is. A single resource that followed its kind becomes a scope of its own; an empty strategy takes it back.
+// Instances that have the strategy's servers follow at their next write; those that have not are superseded there. dryRun
+// checks everything and changes nothing; the epoch to come is not known then and left out.
+func (g *Guard) Switch(ctx context.Context, scope domain.Scope, strategy string, dryRun bool) (before, after domain.Authority, err error) {
+	key, single := domain.Key(scope), scope != domain.ScopeInventory && scope != domain.ScopeCoupons
+	if single {
+		before, err = g.db.Authority(ctx, key)
+	} else if before, err = g.db.AuthorityOf(ctx, scope); errors.Is(err, domain.ErrNotFound) {
+		err = nil // no instance has started yet
+	}
+	if err != nil {
+		return before, after, err
+	}
+	after = domain.Authority{Scope: scope, Strategy: strategy, DecidedBy: domain.ByOperator}
+	if strategy == "" {
+		if after, err = g.db.AuthorityOf(ctx, scopeOf(key.Kind())); err != nil {
+			return before, after, err
+		}
+	}
+	backend, err := g.backends.find(after.Strategy)
+	if err != nil {
+		return before, after, err
+	}
+	if !backend.Fences {
+		fenced, err := g.db.Fenced(ctx, scope)
+		if err == nil && fenced {
+			err = fmt.Errorf("switching %s to %s: %w; choose a strategy that does", scope, after.Strategy, domain.ErrFencingRequired)
+		}
+		if err != nil {
+			return before, after, err
+		}
+	}
+	if after.Fingerprint, err = backend.fingerprint(ctx, true); err != nil {
+		return before, after, fmt.Errorf("switching %s to %s: %w", scope, after.Strategy, err)
+	}
+	switch {
+	case dryRun:
+	case single:
+		after, err = g.db.SwitchResource(ctx, key, strategy, after.Fingerprint)
+	default:
+		after, err = g.db.ClaimAuthority(ctx, scope, strategy, after.Fingerprint, domain.ByOperator)
+	}
+	return before, after, err
 }
 
 // Spec implements domain.Guard.
@@ -39,9 +100,7 @@ func (g *Guard) Spec(ctx context.Context, kind domain.Kind, strategy string, fen
 	spec := domain.LockSpec{Strategy: strategy, Fencing: fencing}
 	effective := strategy
 	if effective == "" {
-		g.reigns.mu.Lock()
-		effective = g.reigns.ours[scopeOf(kind)].Strategy
-		g.reigns.mu.Unlock()
+		effective = g.reigns.strategy(scopeOf(kind))
 	}
 	backend, err := g.backends.find(effective)
 	if err != nil {

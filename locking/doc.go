@@ -18,5 +18,26 @@
 //  3. So the transactions that were accepted for one resource are serial, in the order of their grants: when one reads,
 //     every older one has ended, and can neither write nor commit any more.
 //
+// The order of epochs is per resource. One that leaves the shared scope, or comes back to it, gets a larger epoch than every
+// one under which it can have been locked before; and a grant carries an epoch only if it was read together with the
+// resource's scope.
+//
+// # Several sections under one lock
+//
+// Sections of one process that wait for the same key are carried together by its queue. To the argument above they are one
+// holder with one grant and one transaction after the other. Among themselves they run in the order in which they came, on
+// one state in memory; what one of them put is taken back when it fails, so none sees another but by its effect. They share
+// one risk: when their transaction fails, it fails for all of them. What shows the absence of a lock is never carried
+// together: sections without a lock each have a transaction of their own.
+//
 // Loss, as seen by the holder, is a hint that saves work: it cancels the section's context. It is not what safety rests on.
+//
+// # Who is in charge
+//
+// Two things put a strategy in charge of a shared scope, and they ask for opposite answers from the instances that run
+// another one. An instance that starts with another configuration takes over, and the others must be replaced too: they are
+// refused and turn not-ready. An operator who orders a switch wants the instances to stay: they follow, if they have the
+// servers. So PostgreSQL keeps with each reign who decided it. An order outranks the configuration, or the next restart of
+// any instance would undo it; it stands until an instance starts whose configuration agrees, and from then on the
+// configuration decides again. A reign over a single resource has no configuration beside it: everybody follows.
 package locking

@@ -25,7 +25,12 @@ type Database interface {
 	// Authority is the one in charge of a resource, AuthorityOf of a scope; domain.ErrNotFound if there is none.
 	Authority(ctx context.Context, key domain.Key) (domain.Authority, error)
 	AuthorityOf(ctx context.Context, scope domain.Scope) (domain.Authority, error)
-	ClaimAuthority(ctx context.Context, scope domain.Scope, strategy, fingerprint string) (domain.Authority, error)
+	// ClaimAuthority puts a strategy in charge of a scope, SwitchResource of one resource (without a strategy: the authority
+	// of its kind). The first answers with the one in charge, which need not be the one that claims.
+	ClaimAuthority(ctx context.Context, scope domain.Scope, strategy, fingerprint string, by domain.Decider) (domain.Authority, error)
+	SwitchResource(ctx context.Context, key domain.Key, strategy, fingerprint string) (domain.Authority, error)
+	// Fenced tells whether fencing is enforced for the resource of this name, or for any of the scope.
+	Fenced(ctx context.Context, scope domain.Scope) (bool, error)
 	RaiseEpoch(ctx context.Context, scope domain.Scope, from int64) (domain.Authority, error)
 	Reigns(ctx context.Context) (shared []domain.Authority, own map[string]int64, err error)
 	RecordRefusal(ctx context.Context, r domain.Refusal) error

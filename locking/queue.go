@@ -143,10 +143,14 @@ func (q *queue) waits() bool {
 	return len(q.waiting) > 0
 }
 
-// next takes the longest waiting calls out of the queue. They cannot leave any more.
-func (q *queue) next(limit int) []*call {
+// next takes the longest waiting calls out of the queue. They cannot leave any more. If ctx is over, it takes nobody: all had
+// left, and whoever has come since must not fail for that.
+func (q *queue) next(ctx context.Context, limit int) []*call {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if ctx.Err() != nil {
+		return nil
+	}
 	q.abandon, q.tries = nil, 0
 	n := min(limit, len(q.waiting))
 	batch := slices.Clone(q.waiting[:n])
@@ -160,7 +164,7 @@ func (q *queue) fail(ctx context.Context, err error) {
 	if ctx.Err() != nil || errors.Is(err, domain.ErrLockTimeout) {
 		return
 	}
-	for _, c := range q.next(math.MaxInt) {
+	for _, c := range q.next(ctx, math.MaxInt) {
 		c.receipt.LockWait = time.Since(c.arrived)
 		c.err = err
 		close(c.done)
@@ -177,12 +181,11 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 	var began time.Time
 	receipt, outcomes, retry, err := h.transact(q.guard.lockWait, func() []domain.Section {
 		began = time.Now()
-		batch = q.next(limit)
+		batch = q.next(ctx, limit)
 		sections := make([]domain.Section, len(batch))
 		for i, c := range batch {
-			sections[i] = domain.Section{Reads: c.section.Reads, Run: func(ctx context.Context, tx domain.Tx) error {
-				return c.run(ctx, tx, q.guard.log)
-			}}
+			sections[i] = c.section
+			sections[i].Run = func(ctx context.Context, tx domain.Tx) error { return c.run(ctx, tx, q.guard.log) }
 		}
 		return sections
 	})

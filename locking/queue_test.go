@@ -24,6 +24,7 @@ import (
 type database struct {
 	locking.Database
 	strategy string
+	begun    func()       // called in every transaction before it collects, if set
 	before   func() error // called in every transaction before it commits, if set; an error is the transaction's
 
 	mu      sync.Mutex
@@ -38,10 +39,16 @@ func (d *database) Authority(_ context.Context, _ domain.Key) (domain.Authority,
 func (d *database) Transact(ctx context.Context, grants []domain.Grant, _ time.Duration, collect func() []domain.Section) (
 	domain.Receipt, []error, error,
 ) {
+	if d.begun != nil {
+		d.begun()
+	}
 	sections := collect()
 	outcomes := make([]error, len(sections))
 	for i, s := range sections {
 		outcomes[i] = s.Run(ctx, nil)
+	}
+	if ctx.Err() != nil {
+		return domain.Receipt{}, outcomes, context.Cause(ctx)
 	}
 	d.mu.Lock()
 	d.batches = append(d.batches, len(sections))
@@ -478,4 +485,29 @@ type perKey map[domain.Key]*lock
 
 func (p perKey) Acquire(ctx context.Context, key domain.Key, id domain.GrantID) (*locking.Lease, error) {
 	return p[key].Acquire(ctx, key, id)
+}
+
+// Everybody leaves while their transaction begins, and somebody else comes in the same moment. He must not fail because they
+// have left.
+func TestNewcomerWhenAllHaveLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, leave := context.WithCancel(t.Context())
+		d := &database{}
+		g := newGuard(d, newLock())
+		var group sync.WaitGroup
+		d.begun = sync.OnceFunc(func() {
+			leave()
+			synctest.Wait() // they have left
+			group.Go(func() {
+				_, err := do(g, nothing)
+				assert.NoError(t, err)
+			})
+			synctest.Wait() // he is in the queue
+		})
+		_, err := g.Do(ctx, domain.Section{Keys: []domain.Key{key}, Run: func(context.Context, domain.Tx) error { return nil }})
+		require.ErrorIs(t, err, context.Canceled)
+		group.Wait()
+		g.Wait()
+		require.Equal(t, []int{1}, d.batches)
+	})
 }

@@ -40,10 +40,13 @@ CREATE TABLE authorities (
     strategy    text        NOT NULL CHECK (strategy <> ''),
     fingerprint text        NOT NULL,
     epoch       bigint      NOT NULL CHECK (epoch > 0),
-    since       timestamptz NOT NULL DEFAULT now()
+    since       timestamptz NOT NULL DEFAULT now(),
+    decided_by  text        NOT NULL CHECK (decided_by IN ('configuration', 'operator', 'both'))
 );
 COMMENT ON TABLE authorities IS
     'Which lock authority is in charge of a scope. The epoch makes the tokens of different authorities comparable: a later reign wins, whatever its tokens.';
+COMMENT ON COLUMN authorities.decided_by IS
+    'configuration: an instance took over when it started. operator: an order, which instances that are configured otherwise follow. both: an order with which an instance that started since agrees. The fence does not read it.';
 
 CREATE TABLE fences (
     resource     text    PRIMARY KEY CHECK (resource ~ '^(item|coupon)/.'),
@@ -53,13 +56,13 @@ CREATE TABLE fences (
     token        bigint  NOT NULL CHECK (token >= 0),
     grant_id     uuid    NOT NULL,
     strategy     text    NOT NULL,
-    -- How many presentations were accepted. They are serial, so it is the order in which transactions have had the resource;
-    -- no clock and no transaction number gives that, as those are drawn before the wait for this row.
-    turn         bigint  NOT NULL DEFAULT 0,
     -- The transaction that presented last. Its number alone would not do: after a dump is restored into a new cluster the
     -- numbers start again and one of them would some day be taken for a presentation. Its start time cannot come back.
     presented_in xid8        NOT NULL,
-    presented_at timestamptz NOT NULL
+    presented_at timestamptz NOT NULL,
+    -- How many presentations were accepted. They are serial, so it is the order in which transactions have had the resource;
+    -- no clock and no transaction number gives that, as those are drawn before the wait for this row.
+    turn         bigint  NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50); -- every presentation rewrites the row: leave room for it on its own page
 COMMENT ON TABLE fences IS 'Per resource the newest (epoch, token, grant) that PostgreSQL has seen. Moves forward only.';
 
@@ -190,21 +193,39 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- claim_authority puts a strategy in charge of a scope and returns the epoch of its reign. The same strategy on the same
--- servers keeps its epoch; anything else begins a new one. "ON CONFLICT … WHERE" makes it one statement: two instances that
--- start at once cannot both see the old reign and both begin the same new one.
+-- claim_authority puts a strategy in charge of a scope and returns the reign that is in charge then. The same strategy on
+-- the same servers keeps its epoch; anything else begins a new one. p_by says who claims:
+--   configuration  an instance that starts. It takes over, unless an operator's order stands that it does not agree with.
+--   operator       an order. It takes over, and stands until an instance starts that is configured alike.
+--   NULL           an instance whose servers have forgotten who they were. It changes nothing but their fingerprint.
+-- The row is locked before it is compared: two instances that start at once cannot both see the old reign and both begin
+-- the same new one. A resource's own authority is made with the resource or by switch_resource, and not here.
 -- +goose StatementBegin
-CREATE FUNCTION claim_authority(p_scope text, p_strategy text, p_fingerprint text)
+CREATE FUNCTION claim_authority(p_scope text, p_strategy text, p_fingerprint text, p_by text DEFAULT 'configuration')
 RETURNS authorities LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     a public.authorities;
+    changed boolean;
 BEGIN
-    INSERT INTO public.authorities AS old (scope, strategy, fingerprint, epoch)
-    VALUES (p_scope, p_strategy, p_fingerprint, 1)
-    ON CONFLICT (scope) DO UPDATE
-        SET strategy = excluded.strategy, fingerprint = excluded.fingerprint, epoch = old.epoch + 1, since = pg_catalog.now()
-        WHERE (old.strategy, old.fingerprint) IS DISTINCT FROM (excluded.strategy, excluded.fingerprint);
-    SELECT * INTO STRICT a FROM public.authorities WHERE scope = p_scope;
+    IF p_scope IN ('inventory', 'coupons') AND p_by IS NOT NULL THEN
+        INSERT INTO public.authorities (scope, strategy, fingerprint, epoch, decided_by)
+        VALUES (p_scope, p_strategy, p_fingerprint, 1, p_by) ON CONFLICT (scope) DO NOTHING;
+    END IF;
+    SELECT * INTO a FROM public.authorities WHERE scope = p_scope FOR NO KEY UPDATE;
+    IF a.strategy <> p_strategy AND (p_by IS NULL OR p_by = 'configuration' AND a.decided_by = 'operator') THEN
+        RETURN a;
+    END IF;
+    changed := (a.strategy, a.fingerprint) IS DISTINCT FROM (p_strategy, p_fingerprint);
+    UPDATE public.authorities
+       SET strategy = p_strategy,
+           fingerprint = p_fingerprint,
+           epoch = a.epoch + changed::int,
+           since = CASE WHEN changed THEN pg_catalog.now() ELSE a.since END,
+           decided_by = CASE WHEN p_by IS NULL THEN a.decided_by
+                             WHEN p_by = 'configuration' AND a.strategy = p_strategy AND a.decided_by <> 'configuration' THEN 'both'
+                             ELSE p_by END
+     WHERE scope = p_scope
+    RETURNING * INTO a;
     RETURN a;
 END $$;
 -- +goose StatementEnd
@@ -237,8 +258,8 @@ BEGIN
         SELECT * INTO STRICT a FROM public.authorities
          WHERE scope = CASE WHEN p_resource LIKE 'item/%' THEN 'inventory' ELSE 'coupons' END;
     ELSE
-        INSERT INTO public.authorities (scope, strategy, fingerprint, epoch)
-        VALUES (p_resource, p_strategy, p_fingerprint, 1) RETURNING * INTO a;
+        INSERT INTO public.authorities (scope, strategy, fingerprint, epoch, decided_by)
+        VALUES (p_resource, p_strategy, p_fingerprint, 1, 'operator') RETURNING * INTO a;
     END IF;
     INSERT INTO public.fences (resource, scope, fencing, epoch, token, grant_id, strategy, presented_in, presented_at)
     VALUES (p_resource, a.scope, p_fencing, a.epoch, 0, p_grant, a.strategy,
@@ -248,13 +269,72 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- A mistake of the owner's is stopped as well: the fence only moves forward.
+-- switch_resource puts a strategy in charge of one resource, by an operator's order. A resource that has followed the
+-- authority of its kind becomes a scope of its own. p_strategy NULL takes it back to the authority of its kind.
+--
+-- Whenever a resource changes its scope, the epoch of the one it comes under is made larger than that of the one it leaves,
+-- and with that than the fence's and every epoch that a grant for the resource can carry. Otherwise an instance that still takes
+-- the resource for part of the scope it has left could some day present that scope's epoch, find it equal, and pass tokens
+-- of other servers. Both rows stay locked until the transaction ends, so that nobody reads the resource in the scope it
+-- leaves with an epoch that is raised meanwhile.
+-- +goose StatementBegin
+CREATE FUNCTION switch_resource(p_resource text, p_strategy text, p_fingerprint text)
+RETURNS authorities LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    f public.fences;
+    old public.authorities;
+    a public.authorities;
+BEGIN
+    SELECT * INTO f FROM public.fences WHERE resource = p_resource FOR UPDATE;
+    IF NOT FOUND THEN
+        PERFORM public.refuse('FP006', pg_catalog.format('%s does not exist', p_resource),
+            p_resource, p_strategy, NULL, NULL, NULL, NULL, NULL, NULL);
+    END IF;
+    SELECT * INTO STRICT old FROM public.authorities WHERE scope = f.scope FOR NO KEY UPDATE;
+    IF p_strategy IS NULL AND f.scope <> p_resource THEN
+        RETURN old;
+    ELSIF p_strategy IS NOT NULL AND f.scope = p_resource THEN
+        a := public.claim_authority(p_resource, p_strategy, p_fingerprint, 'operator');
+    ELSIF p_strategy IS NULL THEN
+        SELECT * INTO STRICT a FROM public.authorities
+         WHERE scope = CASE WHEN p_resource LIKE 'item/%' THEN 'inventory' ELSE 'coupons' END FOR NO KEY UPDATE;
+        IF a.epoch <= old.epoch THEN
+            UPDATE public.authorities SET epoch = old.epoch + 1, since = pg_catalog.now() WHERE scope = a.scope RETURNING * INTO a;
+        END IF;
+    ELSE
+        INSERT INTO public.authorities AS former (scope, strategy, fingerprint, epoch, decided_by)
+        VALUES (p_resource, p_strategy, p_fingerprint, old.epoch + 1, 'operator')
+        ON CONFLICT (scope) DO UPDATE -- it had one before
+            SET strategy = excluded.strategy, fingerprint = excluded.fingerprint, since = excluded.since,
+                epoch = greatest(former.epoch + 1, excluded.epoch)
+        RETURNING * INTO a;
+    END IF;
+    IF f.fencing = 'enforced' AND a.strategy IN ('none', 'local') THEN
+        PERFORM public.refuse('FP005', pg_catalog.format('%s is fenced, and the strategy %s issues no tokens', p_resource, a.strategy),
+            p_resource, a.strategy, a.epoch, NULL, f.strategy, f.epoch, f.token, f.grant_id);
+    END IF;
+    UPDATE public.fences SET scope = a.scope WHERE resource = p_resource AND scope <> a.scope;
+    RETURN a;
+END $$;
+-- +goose StatementEnd
+
+-- A mistake of the owner's is stopped as well: the fence only moves forward, and its scope changes only as switch_resource
+-- changes it.
 -- +goose StatementBegin
 CREATE FUNCTION guard_fence() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NEW.resource <> OLD.resource OR NEW.fencing <> OLD.fencing OR (NEW.epoch, NEW.token) < (OLD.epoch, OLD.token)
        OR NEW.turn < OLD.turn THEN
         RAISE EXCEPTION 'the fence of % only moves forward', OLD.resource USING ERRCODE = 'FP004';
+    END IF;
+    IF NEW.scope <> OLD.scope AND (
+        NEW.scope NOT IN (NEW.resource, CASE WHEN NEW.resource LIKE 'item/%' THEN 'inventory' ELSE 'coupons' END)
+        OR (NEW.epoch, NEW.token, NEW.grant_id, NEW.strategy, NEW.presented_in, NEW.presented_at)
+           IS DISTINCT FROM (OLD.epoch, OLD.token, OLD.grant_id, OLD.strategy, OLD.presented_in, OLD.presented_at)
+        OR (SELECT epoch FROM public.authorities WHERE scope = NEW.scope)
+           <= greatest(OLD.epoch, (SELECT epoch FROM public.authorities WHERE scope = OLD.scope))
+    ) THEN
+        RAISE EXCEPTION 'the fence of % can come under % only with a larger epoch', OLD.resource, NEW.scope USING ERRCODE = 'FP004';
     END IF;
     RETURN NEW;
 END $$;
@@ -264,15 +344,15 @@ ALTER TABLE fences ENABLE ALWAYS TRIGGER guard_fence;
 
 REVOKE ALL ON FUNCTION refuse(text, text, text, text, bigint, bigint, text, bigint, bigint, uuid),
     locked_fence(text, text, bigint, bigint), present(text, text, bigint, bigint, uuid), lock_row(text, bigint, uuid),
-    claim_authority(text, text, text), raise_epoch(text, bigint),
-    create_fence(text, text, text, text, uuid) FROM PUBLIC;
+    claim_authority(text, text, text, text), raise_epoch(text, bigint),
+    create_fence(text, text, text, text, uuid), switch_resource(text, text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION present(text, text, bigint, bigint, uuid), lock_row(text, bigint, uuid),
-    claim_authority(text, text, text), raise_epoch(text, bigint),
-    create_fence(text, text, text, text, uuid) TO fencepost_service;
+    claim_authority(text, text, text, text), raise_epoch(text, bigint),
+    create_fence(text, text, text, text, uuid), switch_resource(text, text, text) TO fencepost_service;
 GRANT SELECT ON authorities, fences, refusals TO fencepost_service;
 GRANT INSERT ON refusals TO fencepost_service;
 
 -- +goose Down
-DROP FUNCTION create_fence, raise_epoch, claim_authority, lock_row, present, locked_fence, refuse;
+DROP FUNCTION switch_resource, create_fence, raise_epoch, claim_authority, lock_row, present, locked_fence, refuse;
 DROP TABLE refusals, fences, authorities;
 DROP FUNCTION guard_fence;

@@ -175,6 +175,39 @@ GRANT UPDATE (state, settled_at) ON reservation_lines TO fencepost_service;
 GRANT UPDATE (redeemed) ON coupons TO fencepost_service;
 GRANT UPDATE (state, settled_at) ON redemptions TO fencepost_service;
 
+-- An answer is written in the transaction of what it says, or not at all. The resource leads its key, so that it is found
+-- where the transaction is; a key that was used for another resource is found by the index.
+CREATE TABLE answers (
+    resource    text        NOT NULL,
+    caller      text        NOT NULL,
+    key         text        NOT NULL CHECK (length(key) BETWEEN 1 AND 255),
+    fingerprint bytea       NOT NULL CHECK (length(fingerprint) = 32),
+    status      smallint    NOT NULL,
+    location    text        NOT NULL,
+    body        bytea,
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (resource, caller, key)
+);
+CREATE INDEX answers_key ON answers (caller, key);
+CREATE INDEX answers_age ON answers USING brin (created_at);
+COMMENT ON TABLE answers IS 'What was answered to requests with an Idempotency-Key. Old bodies are thrown away, keys never: a late retry must not buy again.';
+COMMENT ON COLUMN answers.fingerprint IS 'SHA-256 of the request.';
+GRANT SELECT, INSERT ON answers TO fencepost_service;
+
+-- purge_answers throws old bodies away. It is a function because the service's role has no right to change an answer.
+-- +goose StatementBegin
+CREATE FUNCTION purge_answers(p_before timestamptz) RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    n bigint;
+BEGIN
+    UPDATE public.answers SET body = NULL WHERE created_at < p_before AND body IS NOT NULL;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    RETURN n;
+END $$;
+-- +goose StatementEnd
+REVOKE ALL ON FUNCTION purge_answers(timestamptz) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION purge_answers(timestamptz) TO fencepost_service;
+
 CREATE TABLE api_keys (
     id         uuid        PRIMARY KEY,
     name       text        NOT NULL,
@@ -239,9 +272,9 @@ GRANT SELECT, INSERT, UPDATE ON request_quotas, coupon_guesses TO fencepost_serv
 GRANT SELECT, INSERT, UPDATE, DELETE ON hold_leases TO fencepost_service;
 
 -- +goose Down
-DROP FUNCTION lease_holds;
+DROP FUNCTION purge_answers, lease_holds;
 DROP TABLE hold_leases, coupon_guesses, request_quotas;
-DROP TABLE api_keys, ledger, redemptions, coupons, reservation_lines, items;
+DROP TABLE api_keys, answers, ledger, redemptions, coupons, reservation_lines, items;
 DROP TRIGGER guard_truncate ON fences;
 DROP TRIGGER guard_truncate ON refusals;
 DROP FUNCTION guard_row, guard_ledger, guard_truncate, expect_rows;

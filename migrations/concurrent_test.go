@@ -3,6 +3,7 @@ package migrations_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -208,6 +209,86 @@ func TestClaim(t *testing.T) {
 		{"redis", "one", 4}, // back again is a new reign
 	} {
 		assert.Equal(t, c.epoch, value[int64](t, conn, `SELECT epoch FROM claim_authority('inventory', $1, $2)`, c.strategy, c.fingerprint), "%v", c)
+	}
+}
+
+// An order of the operator's outranks what instances are configured with, until one starts that agrees with it.
+func TestOrders(t *testing.T) {
+	t.Parallel()
+	conn := postgrestest.Connect(t, postgrestest.New(t).ServiceURL)
+	for _, c := range []struct{ strategy, fingerprint, by, want string }{
+		{"redis", "one", "configuration", "redis one 1 configuration"},
+		{"postgres", "", "operator", "postgres  2 operator"},
+		{"redis", "one", "configuration", "postgres  2 operator"}, // a restart with the old configuration
+		{"zookeeper", "x", "operator", "zookeeper x 3 operator"},
+		{"zookeeper", "y", "", "zookeeper y 4 operator"}, // its servers have lost their memory
+		{"postgres", "", "", "zookeeper y 4 operator"},
+		{"zookeeper", "y", "configuration", "zookeeper y 4 both"},
+		{"zookeeper", "z", "", "zookeeper z 5 both"},
+		{"zookeeper", "z", "operator", "zookeeper z 5 operator"},
+		{"zookeeper", "z", "configuration", "zookeeper z 5 both"},
+		{"redis", "one", "configuration", "redis one 6 configuration"},
+		{"redis", "one", "operator", "redis one 6 operator"}, // no new reign, but an order
+		{"zookeeper", "z", "configuration", "redis one 6 operator"},
+	} {
+		assert.Equal(t, c.want, value[string](t, conn, `
+			SELECT strategy || ' ' || fingerprint || ' ' || epoch || ' ' || decided_by FROM claim_authority('inventory', $1, $2, NULLIF($3, ''))`,
+			c.strategy, c.fingerprint, c.by), "%v", c)
+	}
+}
+
+// Who waits for the fence while its resource gets another authority is refused when it goes on.
+func TestSwitchWhilePresentingWaits(t *testing.T) {
+	t.Parallel()
+	db := fenced(t)
+	holder, operator, waiter, watcher := postgrestest.Connect(t, db.ServiceURL), postgrestest.Connect(t, db.ServiceURL),
+		postgrestest.Connect(t, db.ServiceURL), postgrestest.Connect(t, db.ServiceURL)
+	must(t, holder, `BEGIN`)
+	must(t, holder, `SELECT present('item/a', 'redis', 2, 6, gen_random_uuid())`)
+	switched := inBackground(t.Context(), operator, `SELECT switch_resource('item/a', 'redis', 'elsewhere')`)
+	waitsForLock(t, watcher, operator)
+	refused := inBackground(t.Context(), waiter, `SELECT present('item/a', 'redis', 2, 7, gen_random_uuid())`)
+	waitsForLock(t, watcher, waiter)
+	must(t, holder, `UPDATE items SET on_hand = 9 WHERE resource = 'item/a'`)
+	must(t, holder, `COMMIT`)
+	require.NoError(t, <-switched)
+	err := <-refused
+	assert.Equal(t, notInCharge, state(err), "%v", err)
+}
+
+// An epoch names one authority of a resource, also across its scopes: while a resource is on its way out of a scope, the
+// scope's epoch cannot reach the one that the resource is given. The control leaves the lock out, and the same epoch is read
+// under both scopes.
+func TestNoEpochInTwoScopes(t *testing.T) {
+	t.Parallel()
+	for _, locked := range []bool{true, false} {
+		db := fenced(t)
+		operator, instance, watcher := postgrestest.Connect(t, db.ServiceURL), postgrestest.Connect(t, db.ServiceURL), postgrestest.Connect(t, db.ServiceURL)
+		if !locked {
+			owner := postgrestest.Connect(t, db.OwnerURL)
+			function := value[string](t, owner, `SELECT pg_get_functiondef('switch_resource'::regproc)`)
+			require.Contains(t, function, "FOR NO KEY UPDATE")
+			must(t, owner, strings.ReplaceAll(function, "FOR NO KEY UPDATE", ""))
+		}
+		must(t, operator, `BEGIN`)
+		must(t, operator, `SELECT switch_resource('item/a', 'redis', 'elsewhere')`)
+		raised := inBackground(t.Context(), instance, `SELECT raise_epoch('inventory', 2)`)
+		if locked {
+			waitsForLock(t, watcher, instance)
+		} else {
+			require.NoError(t, <-raised)
+		}
+		scope, epoch := authority(t, watcher, "item/a")
+		assert.Equal(t, "inventory", scope)
+		must(t, operator, `COMMIT`)
+		ownScope, own := authority(t, watcher, "item/a")
+		assert.Equal(t, "item/a", ownScope)
+		if !locked {
+			assert.Equal(t, epoch, own, "without the lock both scopes must be seen with this epoch")
+			continue
+		}
+		assert.Less(t, epoch, own)
+		require.NoError(t, <-raised)
 	}
 }
 

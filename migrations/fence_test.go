@@ -28,6 +28,8 @@ const (
 	noPermission = "42501"
 	uniqueKey    = "23505"
 	foreignKey   = "23503"
+	notNull      = "23502"
+	checkFails   = "23514"
 )
 
 const (
@@ -339,6 +341,22 @@ func attacks() []attack {
 		{"raise an epoch from nothing", "", []string{`SELECT raise_epoch('inventory', NULL)`}, harmless},
 		{"raise the epoch of nothing", "", []string{`SELECT raise_epoch('item/ghost', 1)`}, harmless},
 		{"claim what one is in charge of", "", []string{`SELECT claim_authority('inventory', 'redis', 'server')`}, harmless},
+		{"claim what is not one's own to decide", "", []string{`SELECT claim_authority('inventory', 'redis', 'server', 'me')`}, checkFails},
+		{"claim without a strategy", "", []string{`SELECT claim_authority('inventory', NULL, 'server')`}, notNull},
+		{"claim against an operator's order", `SELECT claim_authority('coupons', 'redis', 'server', 'operator')`, []string{`SELECT claim_authority('coupons', 'zookeeper', 'ensemble')`}, harmless},
+		{"take over with nothing but a fingerprint", "", []string{`SELECT claim_authority('inventory', 'zookeeper', 'ensemble', NULL)`}, harmless},
+		{"claim a resource that follows its kind", "", []string{`SELECT claim_authority('item/a', 'redis', 'server', 'operator')`}, harmless},
+		{"claim a resource that does not exist", "", []string{`SELECT claim_authority('item/ghost', 'redis', 'server', 'operator')`}, harmless},
+		{"bring a fence under another scope", "", []string{`UPDATE fences SET scope = 'item/row' WHERE resource = 'item/a'`}, noPermission},
+		{"switch a resource that does not exist", "", []string{`SELECT switch_resource('item/ghost', 'redis', 'server')`}, noResource},
+		{"switch no resource", "", []string{`SELECT switch_resource(NULL, 'redis', 'server')`}, noResource},
+		{"switch a scope as if it were a resource", "", []string{`SELECT switch_resource('inventory', 'redis', 'server')`}, noResource},
+		{"switch a fenced resource to none", "", []string{`SELECT switch_resource('item/a', 'none', '')`}, noToken},
+		{"switch a fenced resource of its own to local", "", []string{`SELECT switch_resource('item/row', 'local', '')`}, noToken},
+		{"switch without a fingerprint", "", []string{`SELECT switch_resource('item/a', 'redis', NULL)`}, notNull},
+		{"switch back what follows its kind", "", []string{`SELECT switch_resource('item/a', NULL, NULL)`}, harmless},
+		{"switch to what is in charge", `SELECT switch_resource('item/row', 'postgres', '')`, []string{`SELECT switch_resource('item/row', 'postgres', '')`}, harmless},
+		{"switch, and write as if that were a presentation", "", []string{`BEGIN`, `SELECT switch_resource('item/a', 'postgres', '')`, update}, notPresented},
 		{"edit a refusal", "", []string{`UPDATE refusals SET presented_token = 99`}, noPermission},
 
 		// Grants that are not in order.
@@ -632,4 +650,69 @@ func detail(t *testing.T, err error) (d map[string]any) {
 	require.ErrorAs(t, err, &pg)
 	require.NoError(t, json.Unmarshal([]byte(pg.Detail), &d), fmt.Sprintf("%s: %s", pg.Message, pg.Detail))
 	return d
+}
+
+// authority is who is in charge of a resource, as an instance reads it.
+func authority(t *testing.T, conn *pgx.Conn, resource string) (scope string, epoch int64) {
+	t.Helper()
+	require.NoError(t, conn.QueryRow(t.Context(),
+		`SELECT scope, a.epoch FROM fences f JOIN authorities a USING (scope) WHERE resource = $1`, resource).Scan(&scope, &epoch))
+	return scope, epoch
+}
+
+// A resource that leaves a scope takes no grant of that scope along, and its epoch rises with every step, whichever of the
+// two scopes has had more reigns.
+func TestSwitchResource(t *testing.T) {
+	t.Parallel()
+	db := fenced(t)
+	service := postgrestest.Connect(t, db.ServiceURL)
+	last := int64(2)
+	for _, step := range []struct{ given, to, scope string }{
+		{"", `'zookeeper', 'ensemble'`, "item/a"},
+		{"", `'redis', 'server'`, "item/a"}, // within the scope of its own
+		{"", `NULL, NULL`, "inventory"},
+		{"", `'redis', 'server'`, "item/a"}, // it has had an authority of its own before
+		{`SELECT raise_epoch('inventory', 5), raise_epoch('inventory', 6), raise_epoch('inventory', 7), raise_epoch('inventory', 8)`, `NULL, NULL`, "inventory"},
+		{`SELECT raise_epoch('item/a', 6), raise_epoch('item/a', 7), raise_epoch('item/a', 8), raise_epoch('item/a', 9)`, `'postgres', ''`, "item/a"},
+	} {
+		if step.given != "" {
+			must(t, service, step.given)
+		}
+		before, old := authority(t, service, "item/a")
+		must(t, service, `SELECT switch_resource('item/a', `+step.to+`)`)
+		scope, epoch := authority(t, service, "item/a")
+		assert.Equal(t, step.scope, scope)
+		assert.Greater(t, epoch, last)
+		assert.Greater(t, epoch, old)
+		last = epoch
+		must(t, service, fmt.Sprintf(`SELECT present('item/a', strategy, epoch, 1, gen_random_uuid()) FROM authorities WHERE scope = '%s'`, scope))
+		if before != scope {
+			err := run(t.Context(), service, fmt.Sprintf(`SELECT present('item/a', strategy, epoch, 99, gen_random_uuid()) FROM authorities WHERE scope = '%s'`, before))
+			assert.Equal(t, notInCharge, state(err), "a grant of the scope that it has left: %v", err)
+		}
+	}
+	assert.Equal(t, "inventory", value[string](t, service, `SELECT scope FROM fences WHERE resource = 'item/b'`), "the others stay")
+}
+
+// Not even the owner can bring a fence under an authority that is not its own or its kind's, or whose epoch is not larger.
+func TestScopeOfAFence(t *testing.T) {
+	t.Parallel()
+	owner := postgrestest.Connect(t, fenced(t).OwnerURL)
+	must(t, owner, `
+		INSERT INTO authorities (scope, strategy, fingerprint, epoch, decided_by)
+		VALUES ('item/a', 'redis', 'server', 2, 'operator'), ('item/b', 'redis', 'server', 3, 'operator')`)
+	for _, c := range []struct{ name, set, resource, want string }{
+		{"another resource's authority", `scope = 'item/b'`, "item/a", neverAllowed},
+		{"another kind's authority", `scope = 'coupons'`, "item/a", neverAllowed},
+		{"an epoch that is not larger", `scope = 'item/a'`, "item/a", neverAllowed},
+		{"together with the token", `scope = 'item/b', token = 1`, "item/b", neverAllowed},
+		{"together with a presentation", `scope = 'item/b', presented_in = pg_current_xact_id()`, "item/b", neverAllowed},
+		{"its own authority, with a larger epoch", `scope = 'item/b'`, "item/b", harmless},
+		{"back, although the epoch is smaller", `scope = 'inventory'`, "item/b", neverAllowed},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			err := run(t.Context(), owner, `UPDATE fences SET `+c.set+` WHERE resource = '`+c.resource+`'`)
+			assert.Equal(t, c.want, state(err), "%v", err)
+		})
+	}
 }

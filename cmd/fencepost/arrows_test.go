@@ -36,6 +36,7 @@ var arrows = []struct {
 	{"locking/*lock", []string{"domain", "locking"}, "a strategy that leaned on another would fail with it"},
 	{"locking/strategies", []string{"locking", "locking/*lock"}, "the one table is the only place that knows every strategy"},
 	{"cmd/fencepost", []string{"domain", "domain/postgres", "handlers", "locking", "locking/strategies", "migrations", "web"}, "the wiring knows everyone"},
+	{"cmd/latency", []string{"domain", "domain/postgres", "locking", "locking/strategies", "migrations"}, "it measures the strategies themselves, without the service around them"},
 	{"cmd/lab", []string{"cmd/lab/internal/*"}, "the laboratory starts the service as a program, and measures it from outside"},
 	{"cmd/lab/internal/instances", []string{"cmd/lab/internal/servers"}, "instances run on servers, not the other way round"},
 	{"cmd/lab/internal/load", nil, "a load generator that shared code with the service could share its mistakes"},
@@ -52,9 +53,9 @@ var libraries = []struct {
 	reason  string
 }{
 	{"github.com/labstack/echo/", []string{"handlers", "cmd/fencepost"}, "a move to the next version of echo must touch two folders"},
-	{"github.com/jackc/pgx/", []string{"domain/postgres", "migrations", "cmd/lab", "cmd/lab/*", "cmd/lab/internal/*"}, "SQL stops at the store; the laboratory judges the store with SQL of its own"},
-	{"github.com/redis/go-redis/", []string{"locking/redislock", "cmd/fencepost", "cmd/lab/internal/*"}, "the words of Redis stop at its strategies"},
-	{"github.com/go-zookeeper/zk", []string{"locking/zklock", "cmd/lab/internal/*"}, "the words of ZooKeeper stop at its strategy"},
+	{"github.com/jackc/pgx/", []string{"domain/postgres", "migrations", "cmd/lab", "cmd/lab/*", "cmd/lab/internal/*", "cmd/latency"}, "SQL stops at the store; the laboratory judges the store with SQL of its own"},
+	{"github.com/redis/go-redis/", []string{"locking/redislock", "cmd/fencepost", "cmd/lab/internal/*", "cmd/latency"}, "the words of Redis stop at its strategies"},
+	{"github.com/go-zookeeper/zk", []string{"locking/zklock", "cmd/lab/internal/*", "cmd/latency"}, "the words of ZooKeeper stop at its strategy"},
 }
 
 // listed is what go list says of a package.

@@ -30,11 +30,22 @@ func TestCallersAreBounded(t *testing.T) {
 	require.Equal(t, 201, status, answer)
 
 	const reserve = "/v1/items/lamp/reservations"
-	for range 3 {
+	for range 2 {
 		status, answer = as(shop, "POST", reserve, `{"quantity":1}`)
 		require.Equal(t, 201, status, answer)
 	}
+	// Who asks again for what he holds already is told so.
+	again := func() (int, string) {
+		return i.call(t, "POST", reserve, `{"quantity":1}`, "Authorization", "Bearer "+strings.TrimSpace(shop), "Idempotency-Key", "the-third")
+	}
+	status, third := again()
+	require.Equal(t, 201, status, third)
 	for range 3 {
+		status, answer = again()
+		assert.Equal(t, 201, status)
+		assert.Equal(t, third, answer)
+		status, answer = i.call(t, "POST", reserve, `{"quantity":1}`, "Authorization", "Bearer "+strings.TrimSpace(shop), "Idempotency-Key", "a-fourth")
+		assert.Equal(t, 409, status, answer)
 		status, answer = as(shop, "POST", reserve, `{"quantity":1}`)
 		assert.Equal(t, 409, status)
 		assert.Contains(t, answer, `"code":"too_many_holds"`)

@@ -27,6 +27,7 @@ type commandLine struct {
 	Migrate    migrateCommand   `cmd:"" help:"Bring the database's schema up to date, as its owner."`
 	Audit      auditCommand     `cmd:"" help:"Count what was given out, and compare; exit code 1 if anything is off, 2 if there is no verdict."`
 	Keys       keysCommand      `cmd:"" help:"Create, list and revoke API keys."`
+	Switch     switchCommand    `cmd:"" help:"Put another lock strategy in charge; running instances that have its servers follow."`
 	ShowConfig configCommand    `cmd:"" name:"config" help:"Print the configuration with its secrets hidden, and check it."`
 	Version    kong.VersionFlag `help:"Print the version."`
 }

@@ -1,13 +1,20 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
+	"fencepost/domain"
 	"fencepost/domain/postgres"
+	"fencepost/locking"
+	"fencepost/locking/strategies"
 	"fencepost/migrations"
 )
 
@@ -107,4 +114,86 @@ func (k *revokeKeyCommand) Run(ctx context.Context, c *Config, con console) erro
 		fmt.Fprintf(con.out, "Key %s is revoked.\n", k.ID)
 		return nil
 	})
+}
+
+type switchCommand struct {
+	Target   string `arg:"" placeholder:"TARGET" help:"inventory, coupons, item/SKU or coupon/CODE."`
+	Strategy string `arg:"" optional:"" help:"The strategy to put in charge."`
+	Shared   bool   `help:"Let the item or the coupon follow the strategy of its kind again."`
+	DryRun   bool   `help:"Check everything, and change nothing."`
+}
+
+// Validate checks what can be checked without asking anybody; kong calls it.
+func (s *switchCommand) Validate() error {
+	key := domain.Key(s.Target)
+	single := key.Name() != "" && (key.Kind() == domain.KindItem || key.Kind() == domain.KindCoupon)
+	scope := domain.Scope(s.Target)
+	_, known := strategies.Find(s.Strategy)
+	switch {
+	case !single && scope != domain.ScopeInventory && scope != domain.ScopeCoupons:
+		return fmt.Errorf("%q cannot be switched: name inventory, coupons, item/SKU or coupon/CODE", s.Target)
+	case s.Shared && !single:
+		return fmt.Errorf("--shared is for one item or coupon, and %s is shared", s.Target)
+	case s.Shared != (s.Strategy == ""):
+		return fmt.Errorf("name one strategy of %s, or --shared for one item or coupon", strings.Join(strategies.Names(), ", "))
+	case !s.Shared && !known:
+		return fmt.Errorf("there is no strategy %q; the strategies are %s", s.Strategy, strings.Join(strategies.Names(), ", "))
+	}
+	return nil
+}
+
+// Run prints who was in charge and who is.
+func (s *switchCommand) Run(ctx context.Context, c *Config, con console) (err error) {
+	// The configuration that has to follow is checked with the rest.
+	var variable string
+	switch domain.Scope(s.Target) {
+	case domain.ScopeInventory:
+		variable, c.InventoryLock = "FENCEPOST_INVENTORY_LOCK", s.Strategy
+	case domain.ScopeCoupons:
+		variable, c.CouponLock = "FENCEPOST_COUPON_LOCK", s.Strategy
+	}
+	if err := c.checkAll(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	log := c.logger(con.err)
+	store, err := postgres.Open(ctx, c.DatabaseURL, postgres.Options{MaxConns: 1, Instance: "fencepost switch", Log: log})
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	backends, err := c.openStrategies(log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, backends.Close()) }()
+	before, after, err := locking.NewGuard(store, backends, locking.Options{Log: log}).
+		Switch(ctx, domain.Scope(s.Target), s.Strategy, s.DryRun)
+	if err != nil {
+		return err
+	}
+
+	w := tabwriter.NewWriter(con.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "\tSCOPE\tSTRATEGY\tEPOCH\tSINCE")
+	for _, row := range []struct {
+		name string
+		domain.Authority
+	}{{"before", before}, {"after", after}} {
+		epoch, since := "-", "-"
+		if row.Epoch > 0 {
+			epoch, since = strconv.FormatInt(row.Epoch, 10), row.Since.UTC().Format(time.RFC3339)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", row.name, cmp.Or(row.Scope, "-"), cmp.Or(row.Strategy, "-"), epoch, since)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	switch {
+	case s.DryRun:
+		fmt.Fprintln(con.err, "Nothing was changed. Everything that the switch needs is there.")
+	case variable != "":
+		fmt.Fprintf(con.err, "Set %s=%s as well: the order stands until an instance starts with it.\n", variable, s.Strategy)
+	}
+	return nil
 }

@@ -45,7 +45,7 @@ type Config struct {
 	CouponLock    string `env:"FENCEPOST_COUPON_LOCK" default:"postgres" placeholder:"STRATEGY" help:"The lock strategy of coupons that have none of their own (${default})."`
 	Fencing       string `env:"FENCEPOST_FENCING" default:"enforced" placeholder:"enforced|off" help:"Whether PostgreSQL refuses stale writes to new resources that do not say (${default}). Off is for demonstrations."`
 
-	RedisURL          string   `env:"FENCEPOST_REDIS_URL" secret:"" placeholder:"URL" help:"The Redis server of the strategy redis: redis://HOST:6379."`
+	RedisURL          string   `env:"FENCEPOST_REDIS_URL" secret:"" placeholder:"URL" help:"The Redis of the strategy redis: redis://HOST:6379, redis+sentinel://HOST:26379,HOST:26379/MASTER or redis+cluster://HOST:6379,HOST:6379."`
 	RedisURLFile      string   `env:"FENCEPOST_REDIS_URL_FILE" placeholder:"FILE" help:"A file with FENCEPOST_REDIS_URL in it."`
 	RedlockURLs       []string `name:"redlock-urls" env:"FENCEPOST_REDLOCK_URLS" secret:"" placeholder:"URL,URL" help:"The independent Redis masters of the strategy redlock."`
 	RedlockURLsFile   string   `name:"redlock-urls-file" env:"FENCEPOST_REDLOCK_URLS_FILE" placeholder:"FILE" help:"A file with FENCEPOST_REDLOCK_URLS in it."`
@@ -53,12 +53,13 @@ type Config struct {
 	ZooKeeperAuth     string   `name:"zookeeper-auth" env:"FENCEPOST_ZOOKEEPER_AUTH" secret:"pair" placeholder:"USER:PASSWORD" help:"Whom the nodes in ZooKeeper belong to. Without it, they are open to all who reach it."`
 	ZooKeeperAuthFile string   `name:"zookeeper-auth-file" env:"FENCEPOST_ZOOKEEPER_AUTH_FILE" placeholder:"FILE" help:"A file with FENCEPOST_ZOOKEEPER_AUTH in it."`
 
-	LeaseTTL   time.Duration `env:"FENCEPOST_LEASE_TTL" default:"10s" help:"How long a lease lives when its holder is not heard of."`
-	LockWait   time.Duration `env:"FENCEPOST_LOCK_WAIT" default:"5s" help:"The longest wait for a lock."`
-	MaxBatch   int           `env:"FENCEPOST_MAX_BATCH" default:"256" placeholder:"N" help:"How many requests for one resource may share a lock and a transaction (${default}); 1 is a lock and a transaction for each."`
-	MaxQueue   int           `env:"FENCEPOST_MAX_QUEUE" default:"2000" placeholder:"N" help:"How many requests may wait in this instance for one resource (${default}). Beyond it they are refused at once, with 503 queue_full."`
-	HoldTTL    time.Duration `env:"FENCEPOST_HOLD_TTL" default:"10m" help:"How long a reservation holds stock when the request does not say."`
-	MaxHoldTTL time.Duration `env:"FENCEPOST_MAX_HOLD_TTL" default:"24h" help:"The longest hold that a request may ask for."`
+	LeaseTTL    time.Duration `env:"FENCEPOST_LEASE_TTL" default:"10s" help:"How long a lease lives when its holder is not heard of."`
+	LockWait    time.Duration `env:"FENCEPOST_LOCK_WAIT" default:"5s" help:"The longest wait for a lock."`
+	MaxBatch    int           `env:"FENCEPOST_MAX_BATCH" default:"256" placeholder:"N" help:"How many requests for one resource may share a lock and a transaction (${default}); 1 is a lock and a transaction for each."`
+	MaxQueue    int           `env:"FENCEPOST_MAX_QUEUE" default:"2000" placeholder:"N" help:"How many requests may wait in this instance for one resource (${default}). Beyond it they are refused at once, with 503 queue_full."`
+	MaxRequests int           `env:"FENCEPOST_MAX_REQUESTS" default:"4096" placeholder:"N" help:"How many requests may be under way in this instance, those that wait for a lock included (${default}). Beyond it they are refused at once, with 503 overloaded."`
+	HoldTTL     time.Duration `env:"FENCEPOST_HOLD_TTL" default:"10m" help:"How long a reservation holds stock when the request does not say."`
+	MaxHoldTTL  time.Duration `env:"FENCEPOST_MAX_HOLD_TTL" default:"24h" help:"The longest hold that a request may ask for."`
 
 	ReviewTime time.Duration `env:"FENCEPOST_REVIEW_TIME" default:"0s" help:"How long a simulated fraud check takes while the lock is held, between read and write. For demonstrations; 0 is none."`
 
@@ -167,7 +168,11 @@ func (c *Config) checkAll() error {
 	c.checkRange("FENCEPOST_COUPON_GUESSES", c.CouponGuesses, 0, 1_000_000)
 
 	c.readFile("FENCEPOST_REDIS_URL", &c.RedisURL, c.RedisURLFile)
-	c.checkURL("FENCEPOST_REDIS_URL", c.RedisURL, false, redisSchemes)
+	if c.RedisURL != "" && !c.unreadable("FENCEPOST_REDIS_URL_FILE") {
+		if err := strategies.CheckRedisURL(c.RedisURL); err != nil {
+			c.problem("FENCEPOST_REDIS_URL", "%v", err)
+		}
+	}
 	redlock := strings.Join(c.RedlockURLs, ",")
 	c.readFile("FENCEPOST_REDLOCK_URLS", &redlock, c.RedlockURLsFile)
 	c.RedlockURLs = list(redlock)
@@ -191,6 +196,7 @@ func (c *Config) checkAll() error {
 	c.checkDuration("FENCEPOST_LEASE_TTL", c.LeaseTTL, 100*time.Millisecond, 10*time.Minute)
 	c.checkDuration("FENCEPOST_LOCK_WAIT", c.LockWait, time.Millisecond, requestTimeout-time.Second)
 	c.checkRange("FENCEPOST_MAX_BATCH", c.MaxBatch, 1, 10_000)
+	c.checkRange("FENCEPOST_MAX_REQUESTS", c.MaxRequests, 1, 1_000_000)
 	c.checkRange("FENCEPOST_MAX_QUEUE", c.MaxQueue, 1, 1_000_000)
 	c.checkDuration("FENCEPOST_MAX_HOLD_TTL", c.MaxHoldTTL, time.Second, 365*24*time.Hour)
 	if !c.unreadable("FENCEPOST_MAX_HOLD_TTL") {
@@ -336,13 +342,17 @@ func (c *Config) print(w io.Writer) {
 			continue
 		}
 		text := fmt.Sprint(v.Interface())
-		if values, ok := v.Interface().([]string); ok {
+		kind, secret := f.Tag.Lookup("secret")
+		values, ok := v.Interface().([]string)
+		switch {
+		case ok && secret:
+			text = redactedList(values)
+		case ok:
 			text = strings.Join(values, ",")
-		}
-		if kind, secret := f.Tag.Lookup("secret"); kind == "pair" {
+		case kind == "pair":
 			text = redactedPair(text)
-		} else if secret {
-			text = redactedList(text)
+		case secret && text != "":
+			text = redacted(text)
 		}
 		fmt.Fprintf(w, "%s=%s\n", name, text)
 	}
@@ -360,12 +370,12 @@ func redactedPair(text string) string {
 	return user + ":xxxxx"
 }
 
-func redactedList(text string) string {
-	urls := list(text)
-	for i, u := range urls {
-		urls[i] = redacted(u)
+func redactedList(urls []string) string {
+	var texts []string
+	for _, u := range urls {
+		texts = append(texts, redacted(u))
 	}
-	return strings.Join(urls, ",")
+	return strings.Join(texts, ",")
 }
 
 // redacted hides the password of a URL. What is no proper URL is hidden as a whole: nobody knows where its password is.

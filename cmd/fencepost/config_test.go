@@ -74,6 +74,9 @@ func TestServeRefusesBadConfiguration(t *testing.T) {
 		{"zookeeper's user", map[string]string{"FENCEPOST_ZOOKEEPER_AUTH": "hunter2"}, `FENCEPOST_ZOOKEEPER_AUTH is not a user and a password: write USER:PASSWORD`},
 		{"fencing", map[string]string{"FENCEPOST_FENCING": "on"}, `FENCEPOST_FENCING is "on": set it to enforced or off`},
 		{"redis", map[string]string{"FENCEPOST_REDIS_URL": "127.0.0.1:6379"}, `FENCEPOST_REDIS_URL is not a URL: write redis://`},
+		{"two servers", map[string]string{"FENCEPOST_REDIS_URL": "redis://:hunter2@a:1,b:2"}, `FENCEPOST_REDIS_URL names several servers: write redis+sentinel://… or redis+cluster://…`},
+		{"sentinels of nobody", map[string]string{"FENCEPOST_REDIS_URL": "redis+sentinel://:hunter2@a:1,b:2"}, `FENCEPOST_REDIS_URL names no master: write redis+sentinel://HOST:PORT,HOST:PORT/MASTER`},
+		{"sentinels for redlock", map[string]string{"FENCEPOST_REDLOCK_URLS": "redis+sentinel://:hunter2@a:1/m"}, `FENCEPOST_REDLOCK_URLS is not a URL: write redis://`},
 		{"redlock without servers", map[string]string{"FENCEPOST_INVENTORY_LOCK": "redlock"}, `FENCEPOST_INVENTORY_LOCK is redlock: set FENCEPOST_REDLOCK_URLS to its servers`},
 		{"two for redlock", map[string]string{"FENCEPOST_REDLOCK_URLS": "redis://a:1,redis://b:2"}, `FENCEPOST_REDLOCK_URLS names 2: name three, five or another odd number of independent masters`},
 		{"redlock", map[string]string{"FENCEPOST_REDLOCK_URLS": "redis://a:1,b:2"}, `FENCEPOST_REDLOCK_URLS is not a URL: write redis://`},
@@ -147,6 +150,15 @@ func TestGoodConfiguration(t *testing.T) {
 	} {
 		assert.Contains(t, stdout, line+"\n")
 	}
+}
+
+func TestConfigShowsAllSentinels(t *testing.T) {
+	_, stdout, stderr := runIn(t, map[string]string{
+		"FENCEPOST_DATABASE_URL": goodURL,
+		"FENCEPOST_REDIS_URL":    "rediss+sentinel://u:hunter2@a:1,b:2/m/1?sentinel_password=hunter2",
+	}, "config")
+	assert.Empty(t, stderr)
+	assert.Contains(t, stdout, "FENCEPOST_REDIS_URL=rediss+sentinel://u:xxxxx@a:1,b:2/m/1?sentinel_password=xxxxx\n")
 }
 
 func TestConfigHidesWhatIsNoURL(t *testing.T) {

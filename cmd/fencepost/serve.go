@@ -56,12 +56,7 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		return fmt.Errorf("listening: %w; end what listens there, or set FENCEPOST_LISTEN", err)
 	}
 	defer listener.Close()
-	redis.SetLogger(redisLog{log})
-	backends, err := strategies.Open(strategies.Config{
-		RedisURL: c.RedisURL, RedlockURLs: c.RedlockURLs,
-		ZooKeeperServers: c.ZooKeeperServers, ZooKeeperAuth: c.ZooKeeperAuth,
-		LeaseTTL: c.LeaseTTL, Log: log,
-	})
+	backends, err := c.openStrategies(log)
 	if err != nil {
 		return err
 	}
@@ -102,10 +97,21 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		Instances:      c.Instances,
 		Page:           web.Files(c.called()),
 		RequestTimeout: requestTimeout,
+		MaxRequests:    c.MaxRequests,
 		Log:            log,
 		Version:        version(),
 	})
 	return c.serve(ctx, listener, handler, &draining, log)
+}
+
+// openStrategies opens every strategy that the configuration has servers for.
+func (c *Config) openStrategies(log *slog.Logger) (locking.Backends, error) {
+	redis.SetLogger(redisLog{log})
+	return strategies.Open(strategies.Config{
+		RedisURL: c.RedisURL, RedlockURLs: c.RedlockURLs,
+		ZooKeeperServers: c.ZooKeeperServers, ZooKeeperAuth: c.ZooKeeperAuth,
+		LeaseTTL: c.LeaseTTL, Log: log,
+	})
 }
 
 // review is the simulated slow step, nil if there is none.
@@ -180,7 +186,7 @@ func ready(ctx context.Context, store *postgres.Store, guard *locking.Guard, log
 		return fmt.Errorf("%s does not answer", unavailable.Server)
 	}
 	if errors.Is(err, domain.ErrSuperseded) {
-		return errors.New("another lock strategy is in charge; restart this instance with the new one")
+		return errors.New("another lock strategy is in charge; restart this instance with the new one, or with its servers")
 	}
 	return errors.New("the log knows why")
 }

@@ -280,9 +280,92 @@ func TestKeysCommand(t *testing.T) {
 	status, _ = i.call(t, "GET", "/v1/audit", "", "Authorization", "Bearer "+key)
 	assert.Equal(t, 200, status)
 
-	var out, errs bytes.Buffer
-	assert.Equal(t, exitOK, run(t.Context(), []string{"keys", "revoke", row[1]}, &out, &errs), errs.String())
-	assert.Equal(t, exitFailed, run(t.Context(), []string{"keys", "revoke", "unknown"}, &out, &errs))
+	code, _, stderr := again(t, "keys", "revoke", row[1])
+	assert.Equal(t, exitOK, code, stderr)
+	code, _, _ = again(t, "keys", "revoke", "unknown")
+	assert.Equal(t, exitFailed, code)
 	i.signal()
 	assert.Equal(t, exitOK, <-i.exit)
+}
+
+// again runs a command in the environment that is set, beside an instance that runs in it.
+func again(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, err bytes.Buffer
+	code = run(t.Context(), args, &out, &err)
+	return code, out.String(), err.String()
+}
+
+func TestSwitchCommand(t *testing.T) {
+	db := postgrestest.New(t)
+	redis := os.Getenv("FENCEPOST_REDIS_URL")
+	require.NotEmpty(t, redis, "run the tests with 'make test'")
+	i := start(t, map[string]string{"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_AUTH": "off", "FENCEPOST_REDIS_URL": redis})
+	status, answer := i.call(t, "POST", "/v1/items", `{"sku":"lamp","name":"Lamp","stock":9}`)
+	require.Equal(t, 201, status, answer)
+	sells := func(strategy string) {
+		t.Helper()
+		status, answer := i.call(t, "POST", "/v1/items/lamp/reservations", `{"quantity":1}`)
+		require.Equal(t, 201, status, answer)
+		_, answer = i.call(t, "GET", "/v1/items/lamp", "")
+		assert.Contains(t, answer, `"strategy":"`+strategy+`"`)
+	}
+
+	code, stdout, stderr := again(t, "switch", "inventory", "redis", "--dry-run")
+	require.Equal(t, exitOK, code, stderr)
+	assert.Regexp(t, `(?m)^before +inventory +postgres +1 +\S+Z\nafter +inventory +redis +- +-$`, stdout)
+	assert.Contains(t, stderr, "Nothing was changed.")
+	sells("postgres")
+
+	code, stdout, stderr = again(t, "switch", "inventory", "redis")
+	require.Equal(t, exitOK, code, stderr)
+	assert.Regexp(t, `(?m)^before +inventory +postgres +1 +\S+Z\nafter +inventory +redis +2 +\S+Z$`, stdout)
+	assert.Contains(t, stderr, "Set FENCEPOST_INVENTORY_LOCK=redis as well")
+	sells("redis")
+	_, answer = i.call(t, "GET", "/v1/strategies", "")
+	assert.Regexp(t, `"name":"redis"[^}]*"in_charge":\[\{"scope":"inventory","epoch":"2"`, answer)
+
+	code, stdout, stderr = again(t, "switch", "item/lamp", "postgres")
+	require.Equal(t, exitOK, code, stderr)
+	assert.Regexp(t, `(?m)^before +inventory +redis +2 +\S+Z\nafter +item/lamp +postgres +3 +\S+Z$`, stdout)
+	sells("postgres")
+	_, answer = i.call(t, "GET", "/v1/strategies", "")
+	assert.Regexp(t, `"name":"postgres"[^}]*"in_charge":\[\{"scope":"coupons"[^]]*\],"resources":1`, answer)
+
+	code, stdout, stderr = again(t, "switch", "item/lamp", "--shared")
+	require.Equal(t, exitOK, code, stderr)
+	assert.Regexp(t, `(?m)^before +item/lamp +postgres +3 +\S+Z\nafter +inventory +redis +4 +\S+Z$`, stdout)
+	sells("redis")
+	_, answer = i.call(t, "GET", "/v1/strategies", "")
+	assert.NotContains(t, answer, `"resources":1`)
+
+	for _, wrong := range []struct {
+		args string
+		code int
+		says string
+	}{
+		{"inventory magic", exitUsage, `there is no strategy "magic"; the strategies are none, local, postgres, redis, redlock, zookeeper`},
+		{"inventory", exitUsage, "name one strategy of none, local, postgres, redis, redlock, zookeeper, or --shared"},
+		{"item/lamp redis --shared", exitUsage, "name one strategy of"},
+		{"inventory --shared", exitUsage, "--shared is for one item or coupon"},
+		{"lamp redis", exitUsage, `"lamp" cannot be switched: name inventory, coupons, item/SKU or coupon/CODE`},
+		{"item/ redis", exitUsage, `"item/" cannot be switched`},
+		{"item/ghost redis", exitFailed, "item/ghost: not found"},
+		{"coupon/ghost --shared", exitFailed, "coupon/ghost: not found"},
+		{"item/lamp none", exitFailed, "switching item/lamp to none: the resource is fenced and the strategy issues no fencing tokens; choose a strategy that does"},
+		{"inventory local --fencing=off", exitFailed, "switching inventory to local: the resource is fenced"},
+		{"inventory none", exitUsage, "FENCEPOST_INVENTORY_LOCK is none, which issues no fencing tokens"},
+		{"coupons zookeeper", exitUsage, "FENCEPOST_COUPON_LOCK is zookeeper: set FENCEPOST_ZOOKEEPER_SERVERS"},
+		{"item/lamp zookeeper", exitFailed, "set FENCEPOST_ZOOKEEPER_SERVERS"},
+		{"item/lamp redis --redis-url=redis://:hunter2@127.0.0.1:1/0", exitFailed, "Redis at 127.0.0.1:1/0 does not answer: start it or correct FENCEPOST_REDIS_URL"},
+		{"item/lamp redis --database-url=" + deadURL, exitFailed, "PostgreSQL at 127.0.0.1:1/fencepost does not answer"},
+	} {
+		code, stdout, stderr := again(t, append([]string{"switch"}, strings.Fields(wrong.args)...)...)
+		assert.Equal(t, wrong.code, code, wrong.args)
+		assert.Empty(t, stdout, wrong.args)
+		assert.Contains(t, stderr, wrong.says)
+		assert.Equal(t, 1, strings.Count(stderr, "\n"), stderr)
+		assert.NotContains(t, stderr, "hunter2")
+	}
+	sells("redis")
 }

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -140,54 +141,75 @@ func redemptions(rows pgx.Rows) ([]domain.Redemption, error) {
 }
 
 // CreateItem makes the item, its fence and its first ledger entry.
-func (s *Store) CreateItem(ctx context.Context, item domain.Item, lock domain.LockSpec) (view domain.ItemView, err error) {
+func (s *Store) CreateItem(ctx context.Context, item domain.Item, lock domain.LockSpec, once *domain.Once) (view domain.ItemView, err error) {
 	key := domain.ItemKey(item.SKU)
-	err = s.create(ctx, key, lock, item.OnHand, func(batch *pgx.Batch) {
+	err = s.create(ctx, key, lock, once, item.OnHand, func(batch *pgx.Batch) {
 		batch.Queue(`INSERT INTO items (resource, name, on_hand, reserved, sold) VALUES ($1, $2, $3, 0, 0)`, key, item.Name, item.OnHand)
-	}, func(q querier) (err error) {
+	}, func(q querier) (any, error) {
 		view, err = itemView(ctx, q, item.SKU)
-		return err
+		return view, err
 	})
 	return view, err
 }
 
 // CreateCoupon makes the coupon, its fence and its first ledger entry.
-func (s *Store) CreateCoupon(ctx context.Context, c domain.Coupon, lock domain.LockSpec) (view domain.CouponView, err error) {
+func (s *Store) CreateCoupon(ctx context.Context, c domain.Coupon, lock domain.LockSpec, once *domain.Once) (view domain.CouponView, err error) {
 	key := domain.CouponKey(c.Code)
-	err = s.create(ctx, key, lock, 0, func(batch *pgx.Batch) {
+	err = s.create(ctx, key, lock, once, 0, func(batch *pgx.Batch) {
 		batch.Queue(`
 			INSERT INTO coupons (resource, max_redemptions, per_customer_limit, valid_from, valid_until, redeemed)
 			VALUES ($1, $2, NULLIF($3::bigint, 0), $4, $5, 0)`,
 			key, c.MaxRedemptions, c.PerCustomerLimit, nullTime(c.ValidFrom), nullTime(c.ValidUntil))
-	}, func(q querier) (err error) {
+	}, func(q querier) (any, error) {
 		view, err = couponView(ctx, q, c.Code)
-		return err
+		return view, err
 	})
 	return view, err
 }
 
 // create needs no lock: nobody can hold one for what does not exist, and the fence's primary key lets one creator win. What
-// was made is read back before the COMMIT, so that nothing can fail after it.
-func (s *Store) create(ctx context.Context, key domain.Key, lock domain.LockSpec, stock int64,
-	insert func(*pgx.Batch), readBack func(querier) error,
+// was made is read back before the COMMIT, so that nothing can fail after it. A twin of the same request that has won
+// meanwhile has left its answer.
+func (s *Store) create(ctx context.Context, key domain.Key, lock domain.LockSpec, once *domain.Once, stock int64,
+	insert func(*pgx.Batch), readBack func(querier) (any, error),
 ) error {
-	_, err := s.transact(ctx, nil, endTimeout, nothing, func(ctx context.Context, t *tx) error {
-		t.evidence = &ledgerRow{key: key, entry: newUUID()}
-		batch := &pgx.Batch{}
-		batch.Queue(`SELECT create_fence($1, $2, NULLIF($3, ''), $4, $5)`, key, lock.Fencing, lock.Strategy, lock.Fingerprint, newUUID())
-		insert(batch)
-		// The ledger's stamp is the fence's, also where fencing is off and PostgreSQL would not put it there.
-		batch.Queue(`
-			INSERT INTO ledger (resource, entry, kind, on_hand_delta, strategy, epoch, token, grant_id)
-			SELECT resource, $2, 'create', $3, strategy, epoch, token, grant_id FROM fences WHERE resource = $1`,
-			key, t.evidence.entry, stock)
-		if err := t.conn.SendBatch(ctx, batch).Close(); sqlState(err) == stateUnique {
-			return fmt.Errorf("%s: %w", key, domain.ErrAlreadyExists)
-		} else if err != nil {
-			return domainError(ctx, err)
+	gather := func() (wanted reads) {
+		if once != nil {
+			wanted.answers = []answerID{{once.Caller, once.Key}}
 		}
-		return readBack(t.conn)
-	})
+		return wanted
+	}
+	try := func() error {
+		_, err := s.transact(ctx, nil, endTimeout, gather, func(ctx context.Context, t *tx) error {
+			if err := t.replay(once); err != nil {
+				return err
+			}
+			t.evidence = &ledgerRow{key: key, entry: newUUID()}
+			batch := &pgx.Batch{}
+			batch.Queue(`SELECT create_fence($1, $2, NULLIF($3, ''), $4, $5)`, key, lock.Fencing, lock.Strategy, lock.Fingerprint, newUUID())
+			insert(batch)
+			// The ledger's stamp is the fence's, also where fencing is off and PostgreSQL would not put it there.
+			batch.Queue(`
+				INSERT INTO ledger (resource, entry, kind, on_hand_delta, strategy, epoch, token, grant_id)
+				SELECT resource, $2, 'create', $3, strategy, epoch, token, grant_id FROM fences WHERE resource = $1`,
+				key, t.evidence.entry, stock)
+			if err := t.conn.SendBatch(ctx, batch).Close(); sqlState(err) == stateUnique {
+				return fmt.Errorf("%s: %w", key, domain.ErrAlreadyExists)
+			} else if err != nil {
+				return domainError(ctx, err)
+			}
+			view, err := readBack(t.conn)
+			if err == nil && once != nil {
+				t.answer(key, once, once.Encode(view, nil))
+			}
+			return err
+		})
+		return err
+	}
+	err := try()
+	if once != nil && errors.Is(err, domain.ErrAlreadyExists) {
+		err = try()
+	}
 	if err != nil {
 		return fmt.Errorf("creating %s: %w", key, err)
 	}

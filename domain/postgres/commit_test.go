@@ -2,13 +2,7 @@ package postgres_test
 
 import (
 	"context"
-	"encoding/binary"
-	"io"
 	"log/slog"
-	"net"
-	"net/url"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -30,115 +24,37 @@ const (
 	forGood            // as afterCommit, and the server cannot be reached any more
 )
 
-// proxy stands between a store and PostgreSQL. It knows just enough of the protocol to see a COMMIT pass.
+// proxy cuts the connection of a store at a COMMIT.
 type proxy struct {
-	listener net.Listener
-	server   string
-	cut      atomic.Int32 // at the next COMMIT, once
-	seen     func()       // called when the COMMIT has arrived that cut was set for; set it before cut
+	cut  atomic.Int32 // at the next COMMIT, once
+	seen func()       // called when the COMMIT has arrived that cut was set for; set it before cut
 }
 
 // throughProxy opens a store whose connections pass a proxy.
 func throughProxy(t *testing.T, w *world) (*proxy, *postgres.Store) {
 	t.Helper()
-	u, err := url.Parse(w.db.ServiceURL)
-	require.NoError(t, err)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	p := &proxy{listener: listener, server: u.Host}
-	var group sync.WaitGroup
-	group.Go(func() { p.accept(&group) })
-	t.Cleanup(func() {
-		_ = listener.Close()
-		group.Wait()
+	p := &proxy{}
+	through := postgrestest.NewProxy(t, w.db.ServiceURL, func(through *postgrestest.Proxy, r postgrestest.Request) postgrestest.Verdict {
+		if r.Statement != "COMMIT" {
+			return postgrestest.Pass
+		}
+		switch p.cut.Swap(nowhere) {
+		case onlyLook:
+			p.seen()
+		case beforeCommit:
+			return postgrestest.HangUp
+		case forGood:
+			through.Refuse()
+			return postgrestest.LoseAnswer
+		case afterCommit:
+			return postgrestest.LoseAnswer
+		}
+		return postgrestest.Pass
 	})
-	u.Host = listener.Addr().String()
-	store, err := postgres.Open(t.Context(), u.String(), postgres.Options{MaxConns: 1, Log: slog.New(slog.DiscardHandler)})
+	store, err := postgres.Open(t.Context(), through.URL, postgres.Options{MaxConns: 1, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	t.Cleanup(store.Close)
 	return p, store
-}
-
-func (p *proxy) accept(group *sync.WaitGroup) {
-	for {
-		client, err := p.listener.Accept()
-		if err != nil {
-			return
-		}
-		server, err := net.Dial("tcp", p.server)
-		if err != nil {
-			_ = client.Close()
-			continue
-		}
-		var answerIsLost atomic.Bool
-		hangUp := func() { _ = client.Close(); _ = server.Close() }
-		group.Go(func() {
-			defer hangUp()
-			p.requests(server, client, &answerIsLost)
-		})
-		group.Go(func() {
-			defer hangUp()
-			answers(client, server, &answerIsLost)
-		})
-	}
-}
-
-// requests passes on what the client sends, message by message.
-func (p *proxy) requests(server io.Writer, client io.Reader, answerIsLost *atomic.Bool) {
-	commits := map[string]bool{} // the names of the statements that were prepared as COMMIT
-	header := 4                  // the first message has no type, only a length
-	for {
-		head := make([]byte, header)
-		if _, err := io.ReadFull(client, head); err != nil {
-			return
-		}
-		body := make([]byte, binary.BigEndian.Uint32(head[header-4:])-4)
-		if _, err := io.ReadFull(client, body); err != nil {
-			return
-		}
-		isCommit := false
-		if header == 5 {
-			words := strings.SplitN(string(body), "\x00", 3)
-			switch head[0] {
-			case 'P': // Parse: the statement's name, its text
-				commits[words[0]] = words[1] == "COMMIT"
-			case 'B': // Bind: the portal's name, the statement's
-				isCommit = commits[words[1]]
-			}
-		}
-		if isCommit {
-			switch p.cut.Swap(nowhere) {
-			case onlyLook:
-				p.seen()
-			case beforeCommit:
-				return
-			case forGood:
-				_ = p.listener.Close()
-				fallthrough
-			case afterCommit:
-				answerIsLost.Store(true)
-			}
-		}
-		if _, err := server.Write(append(head, body...)); err != nil {
-			return
-		}
-		header = 5
-	}
-}
-
-// answers passes on what the server sends. When an answer is to be lost, it hangs up as soon as the answer is there: the
-// server, which answers a pipeline as a whole, has done by then what it was asked for.
-func answers(client io.Writer, server io.Reader, answerIsLost *atomic.Bool) {
-	buffer := make([]byte, 64<<10)
-	for {
-		n, err := server.Read(buffer)
-		if err != nil || answerIsLost.Load() {
-			return
-		}
-		if _, err := client.Write(buffer[:n]); err != nil {
-			return
-		}
-	}
 }
 
 // A COMMIT whose answer was lost is neither a success nor a failure until the server was asked.
@@ -184,14 +100,14 @@ func TestLostAnswerToCommit(t *testing.T) {
 	})
 	t.Run("creating, committed", func(t *testing.T) {
 		p.cut.Store(afterCommit)
-		_, err := store.CreateItem(t.Context(), domain.Item{SKU: "b", Name: "B"}, domain.LockSpec{Fencing: domain.FencingEnforced})
+		_, err := store.CreateItem(t.Context(), domain.Item{SKU: "b", Name: "B"}, domain.LockSpec{Fencing: domain.FencingEnforced}, nil)
 		require.NoError(t, err)
 		assert.True(t, w.audit(t, "item/b").OK())
 	})
 	t.Run("creating, never sent", func(t *testing.T) {
 		p.cut.Store(beforeCommit)
 		create := func() error {
-			_, err := store.CreateItem(t.Context(), domain.Item{SKU: "c", Name: "C"}, domain.LockSpec{Fencing: domain.FencingEnforced})
+			_, err := store.CreateItem(t.Context(), domain.Item{SKU: "c", Name: "C"}, domain.LockSpec{Fencing: domain.FencingEnforced}, nil)
 			return err
 		}
 		require.ErrorIs(t, create(), domain.ErrUnavailable)

@@ -242,9 +242,12 @@ func TestAuditOfWhatHasChanged(t *testing.T) {
 	require.Equal(t, []domain.Key{"item/a", "item/b", "item/off"}, keys(rows))
 	require.NoError(t, tx.Commit(t.Context()))
 	rows, since = w.auditEach(t, since)
-	assert.Equal(t, []domain.Key{"item/b", "item/off"}, keys(rows), "the first audit could not see it yet")
-	rows, since = w.auditEach(t, since)
-	assert.Equal(t, []domain.Key{"item/off"}, keys(rows), "there no fence tells of a change")
+	assert.Contains(t, keys(rows), b, "the first audit could not see it yet")
+	// Transactions of other databases, which have their numbers from the same counter, may delay it.
+	require.Eventually(t, func() bool {
+		rows, since = w.auditEach(t, since)
+		return slices.Equal(keys(rows), []domain.Key{"item/off"}) // there no fence tells of a change
+	}, 20*time.Second, time.Millisecond)
 	require.NoError(t, w.section(t, hold(reservation(domain.Line{SKU: "a", Quantity: 1})), a))
 	rows, _ = w.auditEach(t, since)
 	assert.Equal(t, []domain.Key{"item/a", "item/off"}, keys(rows))

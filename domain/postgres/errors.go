@@ -43,9 +43,13 @@ func sqlState(err error) string {
 }
 
 // aborted tells whether the server rolled the transaction back for the sake of others, so that it is worth another try.
+// So is one whose answer another one with the same key has given in the meantime: it will find that answer.
 func aborted(err error) bool {
-	state := sqlState(err)
-	return state == stateSerializable || state == stateDeadlock
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return false
+	}
+	return pg.Code == stateSerializable || pg.Code == stateDeadlock || pg.Code == stateUnique && pg.TableName == "answers"
 }
 
 // pauseBeforeRetry waits a random time of up to 10 ms, doubled with each try, so that those who collided do not meet again.

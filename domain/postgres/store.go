@@ -64,7 +64,7 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	// By default pgx drops the connection of a cancelled query at once and dials the next, while the server still works on
 	// the first: under a storm of cancellations the server runs out of connections. Ask it to stop instead.
 	config.ConnConfig.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
-		return &pgconn.CancelRequestContextWatcherHandler{Conn: conn, DeadlineDelay: cancelGrace}
+		return &canceller{conn: conn}
 	}
 	s := &Store{instance: o.Instance, log: o.Log}
 	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
@@ -141,27 +141,29 @@ const maxTries = 5
 func (s *Store) Transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration, collect func() []domain.Section,
 ) (receipt domain.Receipt, outcomes []error, err error) {
 	var sections []domain.Section
-	gather := sync.OnceValue(func() (reads domain.Reads) {
+	gather := sync.OnceValue(func() (wanted reads) {
 		sections = collect()
 		outcomes = make([]error, len(sections))
 		for _, section := range sections {
-			reads.Reservations = append(reads.Reservations, section.Reads.Reservations...)
-			reads.Redemptions = append(reads.Redemptions, section.Reads.Redemptions...)
-			reads.Uses = append(reads.Uses, section.Reads.Uses...)
+			wanted.Reservations = append(wanted.Reservations, section.Reads.Reservations...)
+			wanted.Redemptions = append(wanted.Redemptions, section.Reads.Redemptions...)
+			wanted.Uses = append(wanted.Uses, section.Reads.Uses...)
+			if once := section.Once; once != nil {
+				wanted.answers = append(wanted.answers, answerID{once.Caller, once.Key})
+			}
 		}
-		return reads
+		return wanted
 	})
 	receipt, err = s.transact(ctx, grants, lockWait, gather, func(ctx context.Context, t *tx) error {
-		refused := 0
+		idle := true
 		for i, section := range sections {
-			if outcomes[i] = t.run(ctx, section); outcomes[i] != nil {
-				refused++
-			}
+			outcomes[i] = t.run(ctx, section)
 			if t.failed != nil {
 				return t.failed
 			}
+			idle = idle && outcomes[i] != nil && (section.Once == nil || !domain.Final(outcomes[i]))
 		}
-		if refused == len(sections) {
+		if idle {
 			return errNothingToDo
 		}
 		return nil
@@ -172,10 +174,11 @@ func (s *Store) Transact(ctx context.Context, grants []domain.Grant, lockWait ti
 	return receipt, outcomes, err
 }
 
-// errNothingToDo rolls a transaction back in which every section was refused: that costs the server no write.
-var errNothingToDo = errors.New("no section of the transaction has succeeded")
+// errNothingToDo rolls a transaction back in which every section was refused and none of them leaves an answer: that costs
+// the server no write.
+var errNothingToDo = errors.New("no section of the transaction has anything to write")
 
-func (s *Store) transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration, gather func() domain.Reads,
+func (s *Store) transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration, gather func() reads,
 	fn func(context.Context, *tx) error,
 ) (receipt domain.Receipt, err error) {
 	began := time.Now()
@@ -189,7 +192,7 @@ func (s *Store) transact(ctx context.Context, grants []domain.Grant, lockWait ti
 	return receipt, err
 }
 
-func (s *Store) transactOnce(ctx context.Context, grants []domain.Grant, lockWait time.Duration, gather func() domain.Reads,
+func (s *Store) transactOnce(ctx context.Context, grants []domain.Grant, lockWait time.Duration, gather func() reads,
 	fn func(context.Context, *tx) error,
 ) (receipt domain.Receipt, err error) {
 	t := &tx{store: s, grants: slices.Clone(grants), lockWait: lockWait}
@@ -285,10 +288,10 @@ func (s *Store) RecordRefusal(ctx context.Context, r domain.Refusal) error {
 	return plain(err)
 }
 
-const authorityColumns = `scope, strategy, fingerprint, epoch, since`
+const authorityColumns = `scope, strategy, fingerprint, epoch, since, decided_by`
 
 func scanAuthority(row pgx.CollectableRow) (a domain.Authority, err error) {
-	err = row.Scan(&a.Scope, &a.Strategy, &a.Fingerprint, &a.Epoch, &a.Since)
+	err = row.Scan(&a.Scope, &a.Strategy, &a.Fingerprint, &a.Epoch, &a.Since, &a.DecidedBy)
 	return a, err
 }
 
@@ -317,10 +320,24 @@ func (s *Store) AuthorityOf(ctx context.Context, scope domain.Scope) (domain.Aut
 		`SELECT `+authorityColumns+` FROM authorities WHERE scope = $1`, scope)
 }
 
-// ClaimAuthority puts the strategy in charge of the scope, with a new epoch unless it already is.
-func (s *Store) ClaimAuthority(ctx context.Context, scope domain.Scope, strategy, fingerprint string) (domain.Authority, error) {
+// ClaimAuthority puts the strategy in charge of the scope, with a new epoch unless it already is, and returns who is in
+// charge then: an operator's order outranks the configuration. With by empty only the fingerprint changes, and only while the
+// strategy is in charge.
+func (s *Store) ClaimAuthority(ctx context.Context, scope domain.Scope, strategy, fingerprint string, by domain.Decider) (domain.Authority, error) {
 	return one(ctx, s.pool, scanAuthority, "the authority of "+string(scope),
-		`SELECT `+authorityColumns+` FROM claim_authority($1, $2, $3)`, scope, strategy, fingerprint)
+		`SELECT `+authorityColumns+` FROM claim_authority($1, $2, $3, NULLIF($4, '')) WHERE scope IS NOT NULL`, scope, strategy, fingerprint, by)
+}
+
+// SwitchResource puts the strategy in charge of the one resource; without a strategy, the authority of its kind.
+func (s *Store) SwitchResource(ctx context.Context, key domain.Key, strategy, fingerprint string) (domain.Authority, error) {
+	return one(ctx, s.pool, scanAuthority, "the authority of "+string(key),
+		`SELECT `+authorityColumns+` FROM switch_resource($1, NULLIF($2, ''), $3)`, key, strategy, fingerprint)
+}
+
+// Fenced tells whether fencing is enforced for the resource of this name, or for any of the scope.
+func (s *Store) Fenced(ctx context.Context, scope domain.Scope) (bool, error) {
+	return one(ctx, s.pool, pgx.RowTo[bool], "the fencing of "+string(scope),
+		`SELECT EXISTS (SELECT FROM fences WHERE (resource = $1 OR scope = $1) AND fencing = 'enforced')`, scope)
 }
 
 // RaiseEpoch begins a new reign of the same authority, unless the epoch is not from any more.
@@ -337,7 +354,9 @@ func (s *Store) Reigns(ctx context.Context) ([]domain.Authority, map[string]int6
 		return nil, nil, fmt.Errorf("reading the authorities: %w", domainError(ctx, err))
 	}
 	own := map[string]int64{}
-	rows, _ = s.health.Query(ctx, `SELECT strategy, count(*) FROM authorities WHERE scope NOT IN ('inventory', 'coupons') GROUP BY strategy`)
+	// A resource that went back to the authority of its kind has left its own behind: the fence says whom it follows.
+	rows, _ = s.health.Query(ctx, `
+		SELECT a.strategy, count(*) FROM authorities a JOIN fences f ON (f.resource, f.scope) = (a.scope, a.scope) GROUP BY a.strategy`)
 	var strategy string
 	var count int64
 	_, err = pgx.ForEachRow(rows, []any{&strategy, &count}, func() error { own[strategy] = count; return nil })

@@ -36,7 +36,7 @@ func newWorld(t *testing.T) *world {
 	db := postgrestest.New(t)
 	w := &world{db: db, store: db.Store(t, 1)}
 	for _, scope := range []domain.Scope{domain.ScopeInventory, domain.ScopeCoupons} {
-		authority, err := w.store.ClaimAuthority(t.Context(), scope, "redis", "server")
+		authority, err := w.store.ClaimAuthority(t.Context(), scope, "redis", "server", domain.ByConfiguration)
 		require.NoError(t, err)
 		w.epoch = authority.Epoch
 	}
@@ -45,14 +45,14 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) item(t *testing.T, sku string, stock int64, fencing domain.Fencing) domain.Key {
 	t.Helper()
-	_, err := w.store.CreateItem(t.Context(), domain.Item{SKU: sku, Name: sku, OnHand: stock}, domain.LockSpec{Fencing: fencing})
+	_, err := w.store.CreateItem(t.Context(), domain.Item{SKU: sku, Name: sku, OnHand: stock}, domain.LockSpec{Fencing: fencing}, nil)
 	require.NoError(t, err)
 	return domain.ItemKey(sku)
 }
 
 func (w *world) coupon(t *testing.T, coupon domain.Coupon) domain.Key {
 	t.Helper()
-	_, err := w.store.CreateCoupon(t.Context(), coupon, domain.LockSpec{Fencing: domain.FencingEnforced})
+	_, err := w.store.CreateCoupon(t.Context(), coupon, domain.LockSpec{Fencing: domain.FencingEnforced}, nil)
 	require.NoError(t, err)
 	return domain.CouponKey(coupon.Code)
 }
@@ -416,7 +416,7 @@ func TestRefused(t *testing.T) {
 		Grant: old, Reason: "strategy_superseded", CurrentEpoch: w.epoch + 1, CurrentToken: newest, CurrentGrant: holder,
 	}, refused.Refusal)
 
-	_, err = w.store.ClaimAuthority(t.Context(), domain.ScopeInventory, "none", "")
+	_, err = w.store.ClaimAuthority(t.Context(), domain.ScopeInventory, "none", "", domain.ByConfiguration)
 	require.NoError(t, err)
 	none := domain.Grant{Key: key, Strategy: "none", Epoch: w.epoch + 2, ID: domain.GrantID(uuid.New())}
 	_, err = transact(t.Context(), w.store, []domain.Grant{none}, wait, never)
@@ -460,7 +460,7 @@ func TestCreate(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
-	view, err := w.store.CreateItem(ctx, domain.Item{SKU: "a", Name: "A", OnHand: 5}, domain.LockSpec{Fencing: domain.FencingEnforced})
+	view, err := w.store.CreateItem(ctx, domain.Item{SKU: "a", Name: "A", OnHand: 5}, domain.LockSpec{Fencing: domain.FencingEnforced}, nil)
 	require.NoError(t, err)
 	assert.Equal(t, domain.ItemView{
 		Item:  domain.Item{SKU: "a", Name: "A", OnHand: 5},
@@ -473,14 +473,14 @@ func TestCreate(t *testing.T) {
 		Key: "item/a", Limit: 5, Strategy: "redis", Fencing: domain.FencingEnforced, LastEpoch: w.epoch,
 	}, w.audit(t, "item/a"))
 
-	_, err = w.store.CreateItem(ctx, domain.Item{SKU: "a", Name: "B", OnHand: 7}, domain.LockSpec{Fencing: domain.FencingOff})
+	_, err = w.store.CreateItem(ctx, domain.Item{SKU: "a", Name: "B", OnHand: 7}, domain.LockSpec{Fencing: domain.FencingOff}, nil)
 	require.ErrorIs(t, err, domain.ErrAlreadyExists)
 	again, err := w.store.Item(ctx, "a")
 	require.NoError(t, err)
 	assert.Equal(t, stored, again)
 
 	// A resource with a strategy of its own is a scope of its own.
-	own, err := w.store.CreateItem(ctx, domain.Item{SKU: "own", Name: "Own"}, domain.LockSpec{Strategy: "none", Fencing: domain.FencingOff})
+	own, err := w.store.CreateItem(ctx, domain.Item{SKU: "own", Name: "Own"}, domain.LockSpec{Strategy: "none", Fencing: domain.FencingOff}, nil)
 	require.NoError(t, err)
 	assert.Equal(t, domain.Fence{Strategy: "none", Fencing: domain.FencingOff, Epoch: 1}, own.Fence)
 	authority, err := w.store.Authority(ctx, "item/own")
@@ -505,7 +505,7 @@ func TestCreateAtOnce(t *testing.T) {
 		var group sync.WaitGroup
 		for stock := range int64(8) {
 			group.Go(func() {
-				_, err := store.CreateItem(t.Context(), domain.Item{SKU: "a" + lock.Strategy, Name: "A", OnHand: stock}, lock)
+				_, err := store.CreateItem(t.Context(), domain.Item{SKU: "a" + lock.Strategy, Name: "A", OnHand: stock}, lock, nil)
 				if err == nil {
 					created.Add(1)
 					return
@@ -525,7 +525,7 @@ func TestTimes(t *testing.T) {
 	from := time.Date(2026, 3, 29, 1, 59, 59, 999999000, time.UTC)
 	view, err := w.store.CreateCoupon(t.Context(), domain.Coupon{
 		Code: "spring", MaxRedemptions: 1, ValidFrom: from, ValidUntil: from.Add(time.Microsecond),
-	}, domain.LockSpec{Fencing: domain.FencingEnforced})
+	}, domain.LockSpec{Fencing: domain.FencingEnforced}, nil)
 	require.NoError(t, err)
 	stored, err := w.store.Coupon(t.Context(), "spring")
 	require.NoError(t, err)
@@ -675,7 +675,7 @@ func TestSettlingTwiceAtOnce(t *testing.T) {
 func TestRowLock(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	_, err := w.store.ClaimAuthority(t.Context(), domain.ScopeInventory, "postgres", "")
+	_, err := w.store.ClaimAuthority(t.Context(), domain.ScopeInventory, "postgres", "", domain.ByConfiguration)
 	require.NoError(t, err)
 	authority, err := w.store.AuthorityOf(t.Context(), domain.ScopeInventory)
 	require.NoError(t, err)

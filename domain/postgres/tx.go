@@ -37,6 +37,7 @@ type tx struct {
 	redemptions  map[string]*working[domain.Redemption]
 	uses         map[domain.Use]int64
 	ledger       []ledgerRow
+	answers      map[answerID]*answer
 	undo         []func() // takes back what the section that is running has put, the last of it last
 }
 
@@ -56,23 +57,23 @@ type ledgerRow struct {
 
 // open takes a connection, begins a transaction, presents the grants, and reads what gather asks for. gather is called when
 // the locks are held: those in the transaction's own rows are not until the server has answered.
-func (t *tx) open(ctx context.Context, gather func() domain.Reads) (err error) {
+func (t *tx) open(ctx context.Context, gather func() reads) (err error) {
 	if t.pooled, err = t.store.acquire(ctx, t.lockWait); err != nil {
 		return err
 	}
 	t.conn = t.pooled.Conn()
-	var reads domain.Reads
+	var wanted reads
 	if !t.rowLocks() {
-		reads = gather()
+		wanted = gather()
 	}
 	began := time.Now()
-	err = t.begin(ctx, reads)
+	err = t.begin(ctx, wanted)
 	t.waited += time.Since(began)
 	if err != nil || !t.rowLocks() {
 		return err
 	}
 	batch := &pgx.Batch{}
-	if queueReads(batch, t, gather()); batch.Len() == 0 {
+	if t.queueReads(batch, gather()); batch.Len() == 0 {
 		return nil
 	}
 	if err := t.conn.SendBatch(ctx, batch).Close(); err != nil {
@@ -81,21 +82,34 @@ func (t *tx) open(ctx context.Context, gather func() domain.Reads) (err error) {
 	return nil
 }
 
+// reads is what the sections of a transaction are going to read.
+type reads struct {
+	domain.Reads
+	answers []answerID
+}
+
 // nothing is to be read in advance.
-func nothing() domain.Reads { return domain.Reads{} }
+func nothing() reads { return reads{} }
 
 func (t *tx) rowLocks() bool {
 	return slices.ContainsFunc(t.grants, func(g domain.Grant) bool { return g.RowLock })
 }
 
-// run runs one section. What a section that fails has put is taken back, so that the others in the transaction never see it.
+// run runs one section, unless it has an answer already. What a section that fails has put is taken back, so that the others
+// in the transaction never see it.
 func (t *tx) run(ctx context.Context, section domain.Section) error {
+	if err := t.replay(section.Once); err != nil {
+		return err
+	}
 	t.undo = t.undo[:0]
 	err := section.Run(ctx, t)
 	if err != nil {
 		for _, undo := range slices.Backward(t.undo) {
 			undo()
 		}
+	}
+	if section.Once != nil && (err == nil || domain.Final(err)) {
+		t.answer(slices.Min(section.Keys), section.Once, section.Once.Encode(section.Result(), err))
 	}
 	return err
 }
@@ -121,19 +135,23 @@ func (t *tx) Slow(ctx context.Context, step func(context.Context) error) error {
 		return errors.New("postgres: a slow step after something was put")
 	}
 	if _, err := t.commit(ctx, &pgx.Batch{}); err != nil { // nothing was written, so it does not matter whether the COMMIT arrived
-		return plain(err)
+		t.failed = plain(err)
+		return t.failed
 	}
 	t.end(ctx)
 	if err := step(ctx); err != nil {
 		return err
 	}
-	return t.open(ctx, nothing)
+	// Not the section's own error: a refusal has to be recorded and may be healed, and a transaction that the server aborted
+	// is tried again.
+	t.failed = t.open(ctx, nothing)
+	return t.failed
 }
 
 // begin opens the transaction, presents the grants, and only then reads: their items and coupons, and what else is asked
 // for. It is one round trip: the server runs the statements one after the other, and each sees what was committed before it
 // began.
-func (t *tx) begin(ctx context.Context, reads domain.Reads) error {
+func (t *tx) begin(ctx context.Context, wanted reads) error {
 	batch := &pgx.Batch{}
 	batch.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED`)
 	// For this transaction only: behind a pooler the session belongs to others as well.
@@ -166,7 +184,7 @@ func (t *tx) begin(ctx context.Context, reads domain.Reads) error {
 			batch.Queue(selectCoupon, g.Key).QueryRow(func(row pgx.Row) error { return absent(t.scanCoupon(row, g.Key.Name())) })
 		}
 	}
-	queueReads(batch, t, reads)
+	t.queueReads(batch, wanted)
 
 	if err := t.conn.SendBatch(ctx, batch).Close(); err != nil {
 		err = domainError(ctx, err)
@@ -230,15 +248,18 @@ func (t *tx) commit(ctx context.Context, batch *pgx.Batch) (sent bool, err error
 	return true, fmt.Errorf("committing: %w", err)
 }
 
-func queueReads(batch *pgx.Batch, t *tx, reads domain.Reads) {
-	if len(reads.Reservations) > 0 {
-		batch.Queue(selectReservations, idsOf(reads.Reservations)).Query(t.scanReservations)
+func (t *tx) queueReads(batch *pgx.Batch, wanted reads) {
+	if len(wanted.Reservations) > 0 {
+		batch.Queue(selectReservations, idsOf(wanted.Reservations)).Query(t.scanReservations)
 	}
-	if len(reads.Redemptions) > 0 {
-		batch.Queue(selectRedemptions, idsOf(reads.Redemptions)).Query(t.scanRedemptions)
+	if len(wanted.Redemptions) > 0 {
+		batch.Queue(selectRedemptions, idsOf(wanted.Redemptions)).Query(t.scanRedemptions)
 	}
-	if len(reads.Uses) > 0 {
-		t.queueUses(batch, reads.Uses)
+	if len(wanted.Uses) > 0 {
+		t.queueUses(batch, wanted.Uses)
+	}
+	if len(wanted.answers) > 0 {
+		t.queueAnswers(batch, wanted.answers)
 	}
 }
 
@@ -450,6 +471,7 @@ func (t *tx) writes() *pgx.Batch {
 	queueReservations(batch, t.reservations)
 	queueRedemptions(batch, t.redemptions)
 	t.queueLedger(batch)
+	t.insertAnswers(batch)
 	return batch
 }
 

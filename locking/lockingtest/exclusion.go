@@ -142,41 +142,6 @@ func testHandOver(t *testing.T, w *world) {
 	require.EqualValues(t, 100, w.stock(key))
 }
 
-// Waiters that give up at any moment return at once, while the lock is held, and leave nothing that would be in the way
-// of the next.
-func testCancelledWaiters(t *testing.T, w *world) {
-	holder, other := w.pair()
-	key := w.item(holder, w.fencing())
-	inside, leave := make(chan struct{}), make(chan struct{})
-	held, heldErr := async(func() error {
-		_, err := holder.do(t.Context(), []domain.Key{key}, func(context.Context, domain.Tx) error {
-			close(inside)
-			<-leave
-			return nil
-		})
-		return err
-	})
-	w.await("the holder is inside", inside)
-
-	var wg sync.WaitGroup
-	for range 30 {
-		ctx, cancel := context.WithCancel(t.Context())
-		wg.Go(func() {
-			_, err := other.addTo(ctx, key)
-			if !errors.Is(err, context.Canceled) {
-				t.Errorf("a cancelled waiter must say so, not: %v", err)
-			}
-		})
-		time.AfterFunc(rand.N(40*time.Millisecond), cancel) // any moment will do
-	}
-	wg.Wait()
-	require.NotPanics(t, func() { close(leave) }, "every waiter has returned while the lock was held")
-	w.await("the holder is done", held)
-	require.NoError(t, *heldErr)
-	w.canEnter(holder, key)
-	require.EqualValues(t, 1, w.stock(key), "only the last one has written")
-}
-
 func testErrorInSection(t *testing.T, w *world) {
 	n := w.node()
 	key := w.item(n, w.fencing())
@@ -243,6 +208,15 @@ func testManyKeys(t *testing.T, w *world) {
 	}
 }
 
+// waitsInVain has n wait for keys that are not all free, for a while.
+func (w *world) waitsInVain(n *node, keys ...domain.Key) {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), 300*time.Millisecond)
+	defer cancel()
+	_, err := n.addTo(ctx, keys...)
+	require.True(w.t, errors.Is(err, context.DeadlineExceeded) || errors.Is(err, domain.ErrLockTimeout), "%v", err)
+}
+
 // Of two keys the second cannot be had: the first must not stay behind.
 func testPartialAcquire(t *testing.T, w *world) {
 	holder, other := w.pair()
@@ -251,10 +225,7 @@ func testPartialAcquire(t *testing.T, w *world) {
 		first, second = second, first
 	}
 	_, err := holder.do(t.Context(), []domain.Key{second}, func(context.Context, domain.Tx) error {
-		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-		defer cancel()
-		_, err := other.addTo(ctx, second, first)
-		require.True(t, errors.Is(err, context.DeadlineExceeded) || errors.Is(err, domain.ErrLockTimeout), "%v", err)
+		w.waitsInVain(other, second, first)
 		w.canEnter(holder, first)
 		return nil
 	})

@@ -208,6 +208,9 @@ func testPausedInSlowStep(t *testing.T, w *world) {
 		}
 		require.ErrorIs(t, *pausedErr, domain.ErrStaleToken)
 		require.EqualValues(t, 1, w.stock(key))
+		audit, err := next.store.Audit(t.Context(), key)
+		require.NoError(t, err)
+		require.EqualValues(t, 1, audit[0].Refused, "the refusal is recorded")
 	}
 }
 
@@ -345,7 +348,7 @@ func testSuperseded(t *testing.T, w *world) {
 	require.NoError(t, err)
 	require.NoError(t, n.Ready(t.Context()))
 
-	_, err = n.store.ClaimAuthority(t.Context(), domain.ScopeInventory, "another", "servers")
+	_, err = n.store.ClaimAuthority(t.Context(), domain.ScopeInventory, "another", "servers", domain.ByConfiguration)
 	require.NoError(t, err)
 	_, err = n.addTo(t.Context(), key)
 	require.ErrorIs(t, err, domain.ErrSuperseded)

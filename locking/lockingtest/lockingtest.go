@@ -45,7 +45,6 @@ var suite = []struct {
 	{"read-modify-write sums up only under a lock", everybody, testSum},
 	{"a lock of one process excludes nobody in another", oneProcess, testTwoProcesses},
 	{"a release lets the next in at once", exclusive, testHandOver},
-	{"a cancelled waiter leaves nothing", exclusive, testCancelledWaiters},
 	{"an error rolls back and releases", everybody, testErrorInSection},
 	{"a panic rolls back and releases", everybody, testPanicInSection},
 	{"reversed and overlapping key sets do not deadlock", everybody, testManyKeys},
@@ -64,6 +63,10 @@ var suite = []struct {
 	{"a strategy without tokens is refused where fencing is enforced", unfenced, testUnfenced},
 	{"a counter that has gone back is healed", fences, testHealing},
 	{"a superseded instance is refused and not ready", fences, testSuperseded},
+	{"an operator's order is followed by who can", fences, testOrder},
+	{"an operator's order for one item", fences, testOrderForOne},
+	{"an epoch of the scope is not taken for the item's own", fences, testEqualEpochs},
+	{"orders under load lose no update", fences, testOrderUnderLoad},
 }
 
 func everybody(strategies.Traits) bool    { return true }
@@ -173,7 +176,7 @@ func (w *world) fencing() domain.Fencing {
 func (w *world) item(n *node, fencing domain.Fencing) domain.Key {
 	w.t.Helper()
 	sku := uuid.NewString()
-	_, err := n.store.CreateItem(w.t.Context(), domain.Item{SKU: sku, Name: w.t.Name()}, domain.LockSpec{Fencing: fencing})
+	_, err := n.store.CreateItem(w.t.Context(), domain.Item{SKU: sku, Name: w.t.Name()}, domain.LockSpec{Fencing: fencing}, nil)
 	require.NoError(w.t, err)
 	return domain.ItemKey(sku)
 }

@@ -63,7 +63,7 @@ func TestKeysAreIndependent(t *testing.T) {
 func TestCancelledWaits(t *testing.T) {
 	l := &Locker{}
 	inside, wg := make(chan struct{}, 1), sync.WaitGroup{}
-	for range 2000 {
+	for range 10_000 {
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(t.Context(), rand.N(2*time.Millisecond))
 			defer cancel()

@@ -2,7 +2,9 @@ package redislock
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"net"
 	"sync"
 	"time"
 
@@ -13,6 +15,9 @@ import (
 // is subscribed as long as somebody waits for its key. A ring wakes one waiter of the process, not all of them: only one can
 // win, and the release of that one rings again. Everybody is woken when a ring may have been missed: after the channel was
 // subscribed on a majority of the servers, and when a connection was lost and has come back.
+//
+// A Cluster is one server here: it passes a ring on to all its nodes, so it does not matter on which of them a channel is
+// subscribed, nor to which its slot moves. Its sharded channels would spare it that, but need a connection to every master.
 type bell struct {
 	log     *slog.Logger
 	servers []server
@@ -34,6 +39,8 @@ type queue struct {
 // goroutine waiting, and nobody else.
 type line struct {
 	pubsub *redis.PubSub
+	ctx    context.Context // ends with the bell
+	hangUp context.CancelFunc
 	done   chan struct{}
 
 	changed chan struct{}   // wakes the sender
@@ -100,8 +107,11 @@ func (b *bell) leave(channel string, mine chan struct{}) {
 
 // connect wants b.mu held.
 func (b *bell) connect(s server) {
+	ctx, cancel := context.WithCancel(context.Background()) // the client's own time-outs hold
 	l := &line{
-		pubsub:  s.Subscribe(context.Background()), // no channel yet, so nothing is dialled
+		pubsub:  s.Subscribe(ctx), // no channel yet, so nothing is dialled
+		ctx:     ctx,
+		hangUp:  cancel,
 		done:    make(chan struct{}),
 		changed: make(chan struct{}, 1),
 		stale:   map[string]bool{},
@@ -130,7 +140,6 @@ func (b *bell) change(channel string) {
 // send tells the server which channels are listened to. If it cannot be reached, the client subscribes again when it is
 // back; until then waiters live by the other servers and by the end of the term.
 func (b *bell) send(l *line) {
-	ctx := context.Background() // the client's own time-outs hold
 	for range l.changed {
 		b.mu.Lock()
 		var wanted, unwanted []string
@@ -144,39 +153,70 @@ func (b *bell) send(l *line) {
 		clear(l.stale)
 		b.mu.Unlock()
 		if len(wanted) > 0 {
-			if err := l.pubsub.Subscribe(ctx, wanted...); err != nil {
+			if err := l.pubsub.Subscribe(l.ctx, wanted...); err != nil {
 				b.log.Debug("redis: subscribing", "channels", wanted, "error", err)
 			}
 		}
 		if len(unwanted) > 0 {
-			if err := l.pubsub.Unsubscribe(ctx, unwanted...); err != nil {
+			if err := l.pubsub.Unsubscribe(l.ctx, unwanted...); err != nil {
 				b.log.Debug("redis: unsubscribing", "channels", unwanted, "error", err)
 			}
 		}
 	}
 }
 
+const (
+	// A server that has said nothing for so long is asked whether it is there.
+	lineSilence = 3 * time.Second
+	// How long it may take to answer that.
+	lineAnswer = 2 * time.Second
+	// The pause before a server that cannot be reached is dialled again.
+	linePause = 100 * time.Millisecond
+)
+
+// receive takes what the server says until the bell is closed. The client dials and subscribes again when the connection is
+// lost. That of a server that hangs, or has gone without a word, is given up: a replica may be in its place by now, and ring
+// there. The client's own check would not do: it sends a ping and does not wait for the answer.
 func (b *bell) receive(l *line) {
-	for message := range l.pubsub.ChannelWithSubscriptions() {
-		b.mu.Lock()
-		switch m := message.(type) {
-		case *redis.Message:
-			if q := b.queues[m.Channel]; q != nil && m.Payload != q.last {
-				q.last = m.Payload
-				q.ring()
+	for l.ctx.Err() == nil {
+		message, err := l.pubsub.ReceiveTimeout(l.ctx, lineSilence)
+		var timeout net.Error
+		if errors.As(err, &timeout) && timeout.Timeout() {
+			// The client gives a connection up when the context's deadline passes, and not when a time-out does.
+			ctx, cancel := context.WithTimeout(l.ctx, lineAnswer)
+			if err = l.pubsub.Ping(ctx); err == nil {
+				message, err = l.pubsub.Receive(ctx)
 			}
-		case *redis.Subscription:
-			if q := b.queues[m.Channel]; q != nil && m.Kind == "subscribe" {
-				again := q.subscribed[l]
-				q.subscribed[l] = true
-				// With a majority subscribed, whatever is still in the way of a waiter that tries now is on a server
-				// whose ring it will hear: two majorities meet.
-				if again || len(q.subscribed) == majority(len(b.servers)) {
-					q.ringAll()
-				}
+			cancel()
+		}
+		if err != nil {
+			_ = sleep(l.ctx, linePause)
+			continue
+		}
+		b.take(l, message)
+	}
+}
+
+// take takes a message in.
+func (b *bell) take(l *line, message any) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch m := message.(type) {
+	case *redis.Message:
+		if q := b.queues[m.Channel]; q != nil && m.Payload != q.last {
+			q.last = m.Payload
+			q.ring()
+		}
+	case *redis.Subscription:
+		if q := b.queues[m.Channel]; q != nil && m.Kind == "subscribe" {
+			again := q.subscribed[l]
+			q.subscribed[l] = true
+			// With a majority subscribed, whatever is still in the way of a waiter that tries now is on a server whose ring
+			// it will hear: two majorities meet.
+			if again || len(q.subscribed) == majority(len(b.servers)) {
+				q.ringAll()
 			}
 		}
-		b.mu.Unlock()
 	}
 }
 
@@ -204,7 +244,8 @@ func (b *bell) close() {
 	b.mu.Unlock()
 	for _, l := range lines {
 		close(l.changed)
-		_ = l.pubsub.Close() // ends receive
+		l.hangUp()
+		_ = l.pubsub.Close() // ends receive, which waits for the server and not for the context
 		<-l.done
 	}
 }

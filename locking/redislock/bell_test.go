@@ -11,9 +11,9 @@ import (
 // A waiter that was rung and is gone before it could try hands its turn on.
 func TestARingIsNotLost(t *testing.T) {
 	t.Parallel()
-	s, err := newServer("redis://127.0.0.1:1/0", time.Second) // nobody is there: the only rings are those below
+	options, err := parseURL("redis://127.0.0.1:1/0") // nobody is there: the only rings are those below
 	require.NoError(t, err)
-	b := newBell(slog.New(slog.DiscardHandler), s)
+	b := newBell(slog.New(slog.DiscardHandler), newServer(options, time.Second))
 	t.Cleanup(b.close)
 	first, leaveFirst := b.listen("channel")
 	second, leaveSecond := b.listen("channel")

@@ -1,5 +1,5 @@
-// Package redislock is two strategies: redis, a lease on one Redis server, and redlock, a lease on a majority of several
-// independent ones, its nodes.
+// Package redislock is two strategies: redis, a lease on one Redis, which may be a server, the master that Sentinels name, or
+// a Cluster; and redlock, a lease on a majority of several independent servers, its nodes.
 //
 // Both promise that a token is issued with the lock and never again, that a lock is released and extended only by the grant
 // that took it, and that a waiter costs the servers nothing while the lock is held: it is woken by the release, or by the end

@@ -373,8 +373,9 @@ func TestModelNodeIsTheScripts(t *testing.T) {
 	for _, base := range []domain.Token{0, 95, 1<<53 - 4, 1e18 - 20} {
 		t.Run(fmt.Sprint("from ", base), func(t *testing.T) {
 			t.Parallel()
-			s, err := newServer(os.Getenv("FENCEPOST_REDIS_URL"), 10*time.Second)
+			options, err := parseURL(os.Getenv("FENCEPOST_REDIS_URL"))
 			require.NoError(t, err)
+			s := newServer(options, 10*time.Second)
 			t.Cleanup(func() { _ = s.Close() })
 			n := namesOf(redlockPrefix, domain.ItemKey(uuid.NewString()))
 			keys := []string{n.lock, n.token}
@@ -410,7 +411,7 @@ func TestModelNodeIsTheScripts(t *testing.T) {
 					require.NoError(t, err)
 					got, want = fmt.Sprint(acknowledged), fmt.Sprint(model.confirm(owner, token, theRules))
 				case 4:
-					released, err := s.release(t.Context(), n, fmt.Sprint(owner), "")
+					released, _, err := s.release(t.Context(), n, fmt.Sprint(owner), "")
 					require.NoError(t, err)
 					got, want = fmt.Sprint(released), fmt.Sprint(model.owner == owner)
 					if released {

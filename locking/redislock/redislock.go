@@ -3,6 +3,7 @@ package redislock
 import (
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -17,7 +18,7 @@ import (
 // Name and summary of the strategy.
 const (
 	Name    = "redis"
-	Summary = "a lease on one Redis server; the token is a counter raised in the same script"
+	Summary = "a lease on one Redis, be it a server, what Sentinels name, or a Cluster; the token is a counter raised in the same script"
 )
 
 var (
@@ -27,7 +28,7 @@ var (
 	acquireScript = redis.NewScript(acquireLua)
 )
 
-// Locker takes leases on one Redis server.
+// Locker takes leases on one Redis: a server, the master that Sentinels name, or a Cluster.
 type Locker struct {
 	server server
 	ttl    time.Duration
@@ -36,19 +37,20 @@ type Locker struct {
 
 var _ locking.Locker = (*Locker)(nil)
 
-// Open makes the backend for the server at url. It does not need the server to answer yet.
+// Open makes the backend for the servers at url, one of the Forms. It does not need them to answer yet.
 func Open(url string, ttl time.Duration, log *slog.Logger) (*locking.Backend, error) {
-	server, err := newServer(url, ttl/4)
+	options, err := parseURL(url)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the URL of Redis %w", err)
 	}
+	server := newServer(options, ttl/4)
 	l := &Locker{server: server, ttl: ttl}
 	l.bell = newBell(log, server)
 	return &locking.Backend{
 		Name:     Name,
 		Summary:  Summary,
 		Fences:   true,
-		Server:   server.addr(),
+		Server:   server.addr,
 		Locker:   l,
 		Turn:     20 * time.Millisecond,
 		Identify: l.identify,
@@ -131,7 +133,7 @@ func (l *Locker) extend(ctx context.Context, n names, value string) (until time.
 }
 
 func (l *Locker) release(ctx context.Context, n names, value string) error {
-	ours, err := l.server.release(ctx, n, value, uuid.NewString())
+	ours, _, err := l.server.release(ctx, n, value, uuid.NewString())
 	switch {
 	case err != nil:
 		return l.unavailable(ctx, err)
@@ -161,13 +163,19 @@ const (
 )
 
 // identify returns an id that is kept beside the counters. Every instance reads the same one, by whatever address; when the
-// counters are wiped it goes with them, and a new one shows that the tokens start again. The server is refused when it may
-// throw keys away: an evicted lock is granted twice.
+// counters are wiped it goes with them, and a new one shows that the tokens start again.
+//
+// It does not show a failover, after which the counters may have gone back a little: a replica has the id of its master. Nor
+// does it show that a single master of a Cluster was wiped, unless it is the one that keeps the id. Both are noticed by the
+// first grant that the fence refuses although it holds its lock, and healed by raising the epoch.
 func (l *Locker) identify(ctx context.Context) (string, error) {
-	info, err := l.server.info(ctx)
-	if err == nil {
-		err = refuseEviction(info)
-	}
+	err := l.server.eachMaster(ctx, func(ctx context.Context, c *redis.Client) error {
+		info, err := infoOf(ctx, c)
+		if err == nil {
+			err = l.refuse(info)
+		}
+		return err
+	})
 	if err == nil {
 		err = l.server.SetNX(ctx, identityKey, uuid.NewString(), 0).Err()
 	}
@@ -181,10 +189,27 @@ func (l *Locker) identify(ctx context.Context) (string, error) {
 	return "redis/" + id, nil
 }
 
+// refuse says why a server must not hold locks.
+func (l *Locker) refuse(info map[string]string) error {
+	_, cluster := l.server.UniversalClient.(*redis.ClusterClient)
+	switch {
+	case info["redis_mode"] == "sentinel":
+		return errors.New("it is a Sentinel: write redis+sentinel://HOST:PORT,HOST:PORT/MASTER")
+	case info["redis_mode"] == "cluster" && !cluster:
+		return errors.New("it belongs to a Redis Cluster: write redis+cluster://HOST:PORT,HOST:PORT")
+	case info["role"] != "master":
+		return errors.New("it is a replica: name its master, or the Sentinels that know which one that is")
+	}
+	return refuseEviction(info)
+}
+
 // unavailable is what an error of the client means. When the caller's context is over, that is the reason.
 func (l *Locker) unavailable(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%w (%w)", context.Cause(ctx), err)
 	}
-	return &domain.UnavailableError{Server: "Redis", Err: fmt.Errorf("%s: %w", l.server.addr(), err)}
+	if errors.Is(err, redis.Nil) { // which no script and no key of ours answers
+		err = errors.New("no Sentinel that answers knows a master of this name")
+	}
+	return &domain.UnavailableError{Server: "Redis", Err: fmt.Errorf("%s: %w", l.server.addr, err)}
 }

@@ -48,9 +48,10 @@ const MinNodes = 3
 
 // Redlock takes leases on a majority of independent Redis servers, its nodes.
 type Redlock struct {
-	nodes []*node
-	ttl   time.Duration
-	bell  *bell
+	nodes   []*node
+	ttl     time.Duration
+	bell    *bell
+	crowded sync.Map // names of the locks that were awaited elsewhere when this process gave them back a moment ago
 }
 
 var _ locking.Locker = (*Redlock)(nil)
@@ -65,13 +66,17 @@ func OpenRedlock(urls []string, ttl time.Duration, log *slog.Logger) (*locking.B
 	var servers []server
 	var addrs []string
 	for _, url := range urls {
-		s, err := newServer(url, nodeTimeout(ttl))
-		if err != nil {
-			return nil, errors.Join(err, l.close())
+		options, err := parseURL(url)
+		if err == nil && (options.MasterName != "" || options.IsClusterMode) {
+			err = errors.New("is not that of one server: name independent masters")
 		}
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("a URL of Redlock %w", err), l.close())
+		}
+		s := newServer(options, nodeTimeout(ttl))
 		l.nodes = append(l.nodes, &node{server: s, timeout: nodeTimeout(ttl)})
 		servers = append(servers, s)
-		addrs = append(addrs, s.addr())
+		addrs = append(addrs, s.addr)
 	}
 	l.bell = newBell(log, servers...)
 	return &locking.Backend{
@@ -106,6 +111,13 @@ func nodeTimeout(ttl time.Duration) time.Duration {
 // Acquire implements locking.Locker.
 func (l *Redlock) Acquire(ctx context.Context, key domain.Key, id domain.GrantID) (*locking.Lease, error) {
 	n := namesOf(redlockPrefix, key)
+	if _, crowded := l.crowded.LoadAndDelete(n.lock); crowded {
+		// Those who were woken by our release pause before they try. Whoever has just had the lock would be there before
+		// them each time.
+		if err := sleep(ctx, minPause+rand.N(minPause)); err != nil {
+			return nil, err
+		}
+	}
 	var rung <-chan struct{} // nil, so never received from, until this is a waiter
 	failures := 0
 	for try, window := 0, minPause; ; try++ {
@@ -158,6 +170,13 @@ const (
 	// So many tries in a row must find no majority that answers, before the caller is told.
 	maxFailures = 3
 )
+
+// crowd notes that others wait for a lock that was given back.
+func (l *Redlock) crowd(n names) {
+	if _, known := l.crowded.Swap(n.lock, true); !known {
+		time.AfterFunc(maxPause, func() { l.crowded.Delete(n.lock) }) // they have had their chance
+	}
+}
 
 // owner is what a try writes where the lock is. Each try has its own: what an earlier one has left to be given back in the
 // background must not take away the lock of a later one. The first is the same for the same grant, so that a caller that
@@ -376,7 +395,10 @@ func (c *claim) releaseAt(ctx context.Context, i int, ring string) (ours bool, e
 	}
 	release := func(ctx context.Context) (ours bool, err error) {
 		_, err = c.l.nodes[i].call(ctx, func(ctx context.Context, s server) error {
-			ours, err = s.release(ctx, c.names, c.owner, ring)
+			var awaited int64
+			if ours, awaited, err = s.release(ctx, c.names, c.owner, ring); awaited > 0 {
+				c.l.crowd(c.names)
+			}
 			return err
 		})
 		return ours, err
@@ -505,16 +527,16 @@ func (l *Redlock) identify(ctx context.Context) (string, error) {
 		group.Go(func() {
 			a := &answers[i]
 			_, a.err = n.call(ctx, func(ctx context.Context, s server) error {
-				info, err := s.info(ctx)
+				info, err := infoOf(ctx, s)
 				if err != nil {
 					return err
 				}
 				a.run = info["run_id"]
 				if err := refuseReplica(info); err != nil {
-					return &unfitError{s.addr(), err}
+					return &unfitError{s.addr, err}
 				}
 				if err := refuseEviction(info); err != nil {
-					return &unfitError{s.addr(), err}
+					return &unfitError{s.addr, err}
 				}
 				if err := s.SetNX(ctx, quorumKey, proposal, 0).Err(); err != nil {
 					return err
@@ -538,7 +560,7 @@ func (l *Redlock) identify(ctx context.Context) (string, error) {
 			errs = append(errs, a.err)
 			continue
 		}
-		addr := l.nodes[i].addr()
+		addr := l.nodes[i].addr
 		if other, known := servers[a.run]; known {
 			return "", unavailable([]error{fmt.Errorf(
 				"%s and %s are the same server, whose loss would count twice: name each server once", other, addr)})
@@ -612,13 +634,13 @@ func (n *node) call(ctx context.Context, f func(context.Context, server) error) 
 	if n.suspect.Load() {
 		_, err, _ := n.pings.Do("", func() (any, error) { return nil, n.Ping(ctx).Err() })
 		if err != nil && !errors.Is(err, redis.ErrClosed) { // f meets a closed client as well
-			return true, fmt.Errorf("%s: %w", n.addr(), err)
+			return true, fmt.Errorf("%s: %w", n.addr, err)
 		}
 		n.suspect.Store(false)
 	}
 	if err := f(ctx, n.server); err != nil {
 		n.suspect.Store(true)
-		return false, fmt.Errorf("%s: %w", n.addr(), err)
+		return false, fmt.Errorf("%s: %w", n.addr, err)
 	}
 	return false, nil
 }

@@ -503,37 +503,6 @@ func TestRedlockReleaseIsHeard(t *testing.T) {
 	}
 }
 
-// Waits that are given up at any moment leave no lock and no subscription.
-func TestRedlockCancelledWaits(t *testing.T) {
-	t.Parallel()
-	c, key := newCluster(t), newKey()
-	holder, other := c.open(term).Locker, c.open(term).Locker
-	channel := "fencepost:redlock:{" + string(key) + "}:released"
-	lease, err := holder.Acquire(within(t, soon), key, newID())
-	require.NoError(t, err)
-	var group sync.WaitGroup
-	for range 200 {
-		ctx, cancel := context.WithCancel(t.Context())
-		group.Go(func() {
-			_, err := other.Acquire(ctx, key, newID())
-			assert.ErrorIs(t, err, context.Canceled)
-		})
-		time.AfterFunc(rand.N(200*time.Millisecond), cancel)
-	}
-	group.Wait()
-	eventually(t, nil, func() error { // the holder has not noticed
-		_, err := lease.Extend(within(t, soon))
-		return err
-	})
-	require.NoError(t, lease.Release(t.Context()))
-	c.requireNothingLeft(key)
-	for _, client := range c.clients {
-		require.Eventually(t, func() bool {
-			return client.PubSubNumSub(t.Context(), channel).Val()[channel] == 0
-		}, soon, time.Millisecond)
-	}
-}
-
 // Many clients, locks that are broken at any moment, servers that come and go: no token is issued twice, and a client that
 // began after another's grant gets a larger one.
 func TestRedlockTokensUnderFire(t *testing.T) {

@@ -24,16 +24,16 @@ var (
 	releaseScript = redis.NewScript(releaseLua)
 )
 
-// server is one Redis server, as both strategies use it.
-type server struct{ *redis.Client }
+// server is where locks are: one Redis server, the master that Sentinels name, or a Redis Cluster. A node of redlock always is
+// one server.
+type server struct {
+	redis.UniversalClient
+	addr string // without who goes there
+}
 
-// newServer makes the client for the server at url. It does not need the server to answer yet. Nothing that the client does
-// takes longer than timeout to dial, to write, or to read.
-func newServer(url string, timeout time.Duration) (server, error) {
-	o, err := redis.ParseURL(url)
-	if err != nil {
-		return server{}, fmt.Errorf("reading the Redis URL: %w", err)
-	}
+// newServer makes the client. It does not need the server to answer yet. Nothing that the client does takes longer than
+// timeout to dial, to write, or to read.
+func newServer(o *redis.UniversalOptions, timeout time.Duration) server {
 	// The client's defaults are made for a cache. A retry of its own would try to take a lock that the first try may have
 	// taken; a read that outlasts the term would hand out a lock that is over; and without ContextTimeoutEnabled no
 	// deadline of ours reaches the socket.
@@ -44,10 +44,20 @@ func newServer(url string, timeout time.Duration) (server, error) {
 	o.ReadTimeout = timeout
 	o.WriteTimeout = timeout
 	o.DisableIdentity = true
-	return server{redis.NewClient(o)}, nil
+	s := server{redis.NewUniversalClient(o), shown(o)}
+	if cluster, ok := s.UniversalClient.(*redis.ClusterClient); ok {
+		cluster.OnNewNode(func(node *redis.Client) { node.AddHook(clusterNode{cluster}) })
+	}
+	return s
 }
 
-func (s server) addr() string { return s.Options().Addr }
+// eachMaster runs f for every server that may hold locks.
+func (s server) eachMaster(ctx context.Context, f func(context.Context, *redis.Client) error) error {
+	if cluster, ok := s.UniversalClient.(*redis.ClusterClient); ok {
+		return cluster.ForEachMaster(ctx, f)
+	}
+	return f(ctx, s.UniversalClient.(*redis.Client))
+}
 
 // names are the keys and the channel of one resource.
 type names struct{ lock, token, released string }
@@ -68,18 +78,18 @@ func (s server) extend(ctx context.Context, n names, owner string, ttl time.Dura
 	return extendScript.Run(ctx, s, []string{n.lock}, owner, ttl.Milliseconds()).Bool()
 }
 
-// release gives a lock back. ours is false if it was not owner's any more. ring goes to those who wait; they take equal ones
-// for copies. An empty ring wakes nobody.
-func (s server) release(ctx context.Context, n names, owner, ring string) (ours bool, err error) {
+// release gives a lock back. ours is false if it was not owner's any more. ring goes to those who wait, as many processes as
+// awaited says; they take equal ones for copies. An empty ring wakes nobody.
+func (s server) release(ctx context.Context, n names, owner, ring string) (ours bool, awaited int64, err error) {
 	channel := n.released
 	if ring == "" {
 		channel = ""
 	}
-	ours, err = releaseScript.Run(ctx, s, []string{n.lock}, owner, channel, ring).Bool()
+	answer, err := releaseScript.Run(ctx, s, []string{n.lock}, owner, channel, ring).Int64()
 	if errors.Is(err, redis.ErrClosed) {
-		return false, nil // this process is ending: the end of the term does the rest
+		return false, 0, nil // this process is ending: the end of the term does the rest
 	}
-	return ours, err
+	return answer > 0, max(answer-1, 0), err
 }
 
 // remove takes a lock away from whoever has it.
@@ -91,9 +101,9 @@ func (s server) remove(ctx context.Context, n names, ring string) (held bool, er
 	return true, s.Publish(ctx, n.released, ring).Err()
 }
 
-// info returns what the server says about itself. CONFIG GET would be forbidden on most managed servers.
-func (s server) info(ctx context.Context) (map[string]string, error) {
-	text, err := s.Info(ctx).Result()
+// infoOf returns what a server says about itself. CONFIG GET would be forbidden on most managed servers.
+func infoOf(ctx context.Context, c redis.Cmdable) (map[string]string, error) {
+	text, err := c.Info(ctx).Result()
 	if err != nil {
 		return nil, err
 	}

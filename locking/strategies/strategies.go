@@ -16,7 +16,7 @@ import (
 
 // Config says where the lock servers are. A strategy whose servers are not named is shown as not available.
 type Config struct {
-	RedisURL         string
+	RedisURL         string        // one of redislock.Forms
 	RedlockURLs      []string      // independent masters, an odd number of them
 	ZooKeeperServers []string      // host:port of each
 	ZooKeeperAuth    string        // user:password, or empty
@@ -80,6 +80,9 @@ func All() []Strategy {
 		}},
 	}
 }
+
+// CheckRedisURL returns what is wrong with Config.RedisURL, to be read after the name of what has been set to it.
+func CheckRedisURL(url string) error { return redislock.CheckURL(url) }
 
 // Find returns the row of a strategy.
 func Find(name string) (row Strategy, known bool) {

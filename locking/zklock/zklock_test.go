@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -582,14 +583,19 @@ func TestClose(t *testing.T) {
 }
 
 // database is a PostgreSQL that has no part in these tests: every section may run.
-type database struct{ locking.Database }
-
-func (*database) Authority(_ context.Context, key domain.Key) (domain.Authority, error) {
-	return domain.Authority{Scope: domain.Scope(key), Strategy: zklock.Name, Epoch: 1}, nil
+type database struct {
+	locking.Database
+	fingerprint atomic.Value // as it was claimed last
 }
 
-func (*database) ClaimAuthority(_ context.Context, scope domain.Scope, strategy, fingerprint string) (domain.Authority, error) {
-	return domain.Authority{Scope: scope, Strategy: strategy, Fingerprint: fingerprint, Epoch: 1}, nil
+func (d *database) Authority(_ context.Context, key domain.Key) (domain.Authority, error) {
+	fingerprint, _ := d.fingerprint.Load().(string)
+	return domain.Authority{Scope: domain.Scope(key), Strategy: zklock.Name, Fingerprint: fingerprint, Epoch: 1}, nil
+}
+
+func (d *database) ClaimAuthority(_ context.Context, _ domain.Scope, _, fingerprint string, _ domain.Decider) (domain.Authority, error) {
+	d.fingerprint.Store(fingerprint)
+	return domain.Authority{}, nil
 }
 
 func (*database) Transact(ctx context.Context, _ []domain.Grant, _ time.Duration, collect func() []domain.Section) (domain.Receipt, []error, error) {

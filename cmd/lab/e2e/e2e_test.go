@@ -21,6 +21,7 @@ import (
 	"fencepost/cmd/lab/internal/instances"
 	"fencepost/cmd/lab/internal/load"
 	"fencepost/cmd/lab/internal/servers"
+	"fencepost/domain/postgres/postgrestest"
 )
 
 // patience bounds every wait. It is never waited for when all is well.
@@ -94,16 +95,19 @@ func urls(running []*instances.Instance) []string {
 // database is a connection as the owner: the judge looks past the service.
 func database(t *testing.T) *pgx.Conn {
 	t.Helper()
-	for _, variable := range lab.Env() {
-		if url, ok := strings.CutPrefix(variable, "FENCEPOST_OWNER_URL="); ok {
-			conn, err := pgx.Connect(t.Context(), url)
-			require.NoError(t, err)
-			t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) })
-			return conn
+	return postgrestest.Connect(t, variable(t, "FENCEPOST_OWNER_URL"))
+}
+
+// variable is what the laboratory tells an instance of its servers.
+func variable(t *testing.T, name string) string {
+	t.Helper()
+	for _, v := range lab.Env() {
+		if value, ok := strings.CutPrefix(v, name+"="); ok {
+			return value
 		}
 	}
-	t.Fatal("the laboratory has no database")
-	return nil
+	t.Fatalf("the laboratory does not set %s", name)
+	return ""
 }
 
 // 64 buyers, three instances, a hundred units: exactly a hundred are sold, and a single-use coupon is redeemed once.
@@ -357,12 +361,15 @@ type buyers struct {
 	lastProblem  map[string]string // code → detail
 }
 
+// crowdSize is how many buyers there are: so many answers may be on their way at any moment.
+const crowdSize = 8
+
 func startBuyers(t *testing.T, urls []string, sku string) *buyers {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	b := &buyers{cancel: cancel, changed: make(chan struct{}), codes: map[string]int{}, lastProblem: map[string]string{}}
 	t.Cleanup(func() { b.stop() })
-	for i := range 8 {
+	for i := range crowdSize {
 		b.group.Go(func() {
 			for ctx.Err() == nil {
 				b.buy(urls[i%len(urls)], sku)

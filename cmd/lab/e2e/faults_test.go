@@ -2,22 +2,30 @@ package e2e_test
 
 import (
 	"context"
+	"flag"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"fencepost/cmd/lab/internal/instances"
+	"fencepost/cmd/lab/internal/load"
 )
 
+// soak makes of some tests what takes too long for every day.
+var soak = flag.Bool("soak", false, "run the long forms of the tests that have one")
+
 // Redis servers that forget everything, locks and counters, in the middle of the load: their tokens start again at 1, the fence
-// refuses them, the epoch is raised, and the work goes on.
+// refuses them, the epoch is raised, and the work goes on. In its long form they do so every second, for twenty seconds.
 func TestRedisForgets(t *testing.T) {
 	all := redlockClients(t)
 	for strategy, clients := range map[string][]*redis.Client{"redis": all[:1], "redlock": all} {
@@ -26,20 +34,30 @@ func TestRedisForgets(t *testing.T) {
 }
 
 func testRedisForgets(t *testing.T, strategy string, clients []*redis.Client) {
+	flushes, pace := 10, time.Duration(0)
+	if *soak {
+		flushes, pace = 20, time.Second
+	}
 	running := start(t, 2, strategy)
 	item := createItem(t, running[0].URL)
 	crowd := startBuyers(t, urls(running), item)
 	crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.acknowledged) >= 100 })
+	races := startRaces(t, running)
 	var longest time.Duration
-	for range 10 {
+	for range flushes {
+		next := time.After(pace)
+		var group errgroup.Group
 		for _, c := range clients {
-			require.NoError(t, c.FlushAll(t.Context()).Err())
+			group.Go(func() error { return c.FlushAll(t.Context()).Err() })
 		}
+		require.NoError(t, group.Wait())
 		began, before := time.Now(), crowd.count()
-		crowd.until(t, "a reservation is made again", func(b *buyers) bool { return len(b.acknowledged) > before })
+		crowd.until(t, "a reservation that began after that", func(b *buyers) bool { return len(b.acknowledged) > before+crowdSize })
 		longest = max(longest, time.Since(began))
 		crowd.until(t, "the tokens have risen above the fence, or the epoch has", func(b *buyers) bool { return len(b.acknowledged) >= before+50 })
+		<-next
 	}
+	raced := races()
 	for _, instance := range running {
 		require.Equal(t, http.StatusOK, statusOf(t, instance.URL+"/readyz"), "an authority that is healed is in charge")
 	}
@@ -51,28 +69,64 @@ func testRedisForgets(t *testing.T, strategy string, clients []*redis.Client) {
 	require.NoError(t, database(t).QueryRow(t.Context(), `
 		SELECT epoch, (SELECT count(*) FROM refusals WHERE resource = f.resource) FROM fences f WHERE resource = 'item/' || $1`, item).
 		Scan(&epoch, &refusals))
-	t.Logf("%d reservations acknowledged; epoch %d, %d refusals, at most %s to the next reservation; %v",
-		len(acknowledged), epoch, refusals, longest, crowd.codes)
+	t.Logf("%d flushes: %d reservations acknowledged; epoch %d, %d refusals, at most %s to a reservation that began after a flush; %v; %s",
+		flushes, len(acknowledged), epoch, refusals, longest, crowd.codes, raced)
 	require.Greater(t, epoch, int64(1), "the tokens must have gone back at least once: otherwise this has shown nothing")
+	if *soak {
+		require.Less(t, longest, time.Second)
+	}
+}
+
+// startRaces has buyers race for scarce items, one after the other. stop ends it and tells how many there were; none of them
+// must have been sold more often than there were units.
+func startRaces(t *testing.T, running []*instances.Instance) (stop func() string) {
+	t.Helper()
+	over := make(chan struct{})
+	var group errgroup.Group
+	var races, sold int64
+	group.Go(func() error {
+		for {
+			select {
+			case <-over:
+				return nil
+			default:
+			}
+			report, err := load.Run(context.WithoutCancel(t.Context()),
+				load.Options{Instances: urls(running), Limit: 20, Buyers: 8, Requests: 60, Timeout: patience})
+			if err == nil && !report.OK {
+				err = fmt.Errorf("%+v", report)
+			}
+			if err != nil {
+				return err
+			}
+			races++
+			sold += report.Sold + report.Held
+		}
+	})
+	end := sync.OnceFunc(func() { close(over) })
+	t.Cleanup(func() { end(); _ = group.Wait() })
+	return func() string {
+		t.Helper()
+		end()
+		require.NoError(t, group.Wait())
+		require.Positive(t, races)
+		return fmt.Sprintf("%d races for 20 units: %d sold, 0 oversold", races, sold)
+	}
 }
 
 // zookeeperData asks ZooKeeper where it keeps what it knows.
 func zookeeperData(t *testing.T) (dir string) {
 	t.Helper()
-	for _, variable := range lab.Env() {
-		if address, ok := strings.CutPrefix(variable, "FENCEPOST_ZOOKEEPER_SERVERS="); ok {
-			conn, err := net.Dial("tcp", address)
-			require.NoError(t, err)
-			defer conn.Close()
-			_, err = io.WriteString(conn, "conf")
-			require.NoError(t, err)
-			answer, err := io.ReadAll(conn)
-			require.NoError(t, err)
-			for line := range strings.Lines(string(answer)) {
-				if dir, ok := strings.CutPrefix(strings.TrimSpace(line), "dataDir="); ok {
-					return dir
-				}
-			}
+	conn, err := net.Dial("tcp", variable(t, "FENCEPOST_ZOOKEEPER_SERVERS"))
+	require.NoError(t, err)
+	defer conn.Close()
+	_, err = io.WriteString(conn, "conf")
+	require.NoError(t, err)
+	answer, err := io.ReadAll(conn)
+	require.NoError(t, err)
+	for line := range strings.Lines(string(answer)) {
+		if dir, ok := strings.CutPrefix(strings.TrimSpace(line), "dataDir="); ok {
+			return dir
 		}
 	}
 	t.Fatal("the laboratory has no ZooKeeper that says where its data are")
@@ -113,12 +167,7 @@ func TestZooKeeperForgets(t *testing.T) {
 func holding(t *testing.T, strategy, item string, review time.Duration) (holder *instances.Instance, over <-chan struct{}, answer *problem) {
 	t.Helper()
 	holder = start(t, 1, strategy, "FENCEPOST_LEASE_TTL=2s", "FENCEPOST_REVIEW_TIME="+review.String())[0]
-	done, answer := make(chan struct{}), new(problem)
-	go func() {
-		defer close(done)
-		answer.status = exchange(context.WithoutCancel(t.Context()), http.MethodPost,
-			holder.URL+"/v1/items/"+item+"/reservations", map[string]any{"quantity": 1}, answer)
-	}()
+	over, answer = reserveAside(t, holder, item)
 	// Under a lease, the presentation is committed; under a row lock there is a transaction that has written to the fence.
 	c := database(t)
 	require.Eventually(t, func() bool {
@@ -128,7 +177,19 @@ func holding(t *testing.T, strategy, item string, review time.Duration) (holder 
 			    OR EXISTS (SELECT FROM pg_locks WHERE relation = 'fences'::regclass AND mode = 'RowExclusiveLock')`, item).Scan(&presented))
 		return presented
 	}, patience, time.Millisecond)
-	return holder, done, answer
+	return holder, over, answer
+}
+
+// reserveAside asks for one unit. over is closed when the request has been answered, with the answer in it.
+func reserveAside(t *testing.T, instance *instances.Instance, item string) (over <-chan struct{}, answer *problem) {
+	t.Helper()
+	done, answer := make(chan struct{}), new(problem)
+	go func() {
+		defer close(done)
+		answer.status = exchange(context.WithoutCancel(t.Context()), http.MethodPost,
+			instance.URL+"/v1/items/"+item+"/reservations", map[string]any{"quantity": 1}, answer)
+	}()
+	return done, answer
 }
 
 type problem struct {

@@ -16,16 +16,12 @@ import (
 // redlockClients are clients of the five masters, redis-1 first.
 func redlockClients(t *testing.T) (clients []*redis.Client) {
 	t.Helper()
-	for _, variable := range lab.Env() {
-		if urls, ok := strings.CutPrefix(variable, "FENCEPOST_REDLOCK_URLS="); ok {
-			for url := range strings.SplitSeq(urls, ",") {
-				o, err := redis.ParseURL(url)
-				require.NoError(t, err)
-				c := redis.NewClient(o)
-				t.Cleanup(func() { _ = c.Close() })
-				clients = append(clients, c)
-			}
-		}
+	for url := range strings.SplitSeq(variable(t, "FENCEPOST_REDLOCK_URLS"), ",") {
+		o, err := redis.ParseURL(url)
+		require.NoError(t, err)
+		c := redis.NewClient(o)
+		t.Cleanup(func() { _ = c.Close() })
+		clients = append(clients, c)
 	}
 	require.Len(t, clients, 5)
 	return clients
@@ -155,6 +151,12 @@ func TestUnfitRedisIsRefused(t *testing.T) {
 			[]any{"CONFIG", "SET", "maxmemory-policy", "allkeys-lru"},
 			[]any{"CONFIG", "SET", "maxmemory-policy", "noeviction"},
 			last.Options().Addr + ": it may evict locks: set its maxmemory-policy to noeviction",
+		},
+		"a single Redis that is a replica": {
+			"redis",
+			[]any{"REPLICAOF", host, port},
+			[]any{"REPLICAOF", "NO", "ONE"},
+			"it is a replica: name its master, or the Sentinels that know which one that is",
 		},
 		"a single Redis that evicts": {
 			"redis",

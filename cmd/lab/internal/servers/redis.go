@@ -90,7 +90,7 @@ func givenRedis(ctx context.Context, variable, address string) (*Server, error) 
 }
 
 func (l *Lab) privateRedis(ctx context.Context) ([]*Server, error) {
-	program := l.find("redis-server", "opt/redis/bin/redis-server")
+	program := l.redisServer()
 	servers := make([]*Server, redisCount)
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range servers {
@@ -100,14 +100,24 @@ func (l *Lab) privateRedis(ctx context.Context) ([]*Server, error) {
 		}
 		group.Go(func() error {
 			var err error
-			servers[i], err = l.privateMaster(ctx, redisName(i), program)
+			lines := redisKeeps()
+			if l.options.RedisAppendOnly {
+				lines = append(lines, "appendonly yes", "appendfsync always")
+			}
+			servers[i], err = l.launchRedis(ctx, redisName(i), program, lines)
 			return err
 		})
 	}
 	return servers, group.Wait()
 }
 
-func (l *Lab) privateMaster(ctx context.Context, name, program string) (*Server, error) {
+func (l *Lab) redisServer() string { return l.find("redis-server", "opt/redis/bin/redis-server") }
+
+// launchRedis starts a server with these lines in its configuration, besides those that every one has. args follow the name
+// of the configuration's file.
+func (l *Lab) launchRedis(
+	ctx context.Context, name, program string, lines []string, args ...string,
+) (*Server, error) {
 	dir, err := l.privateDir(name)
 	if err != nil {
 		return nil, err
@@ -115,19 +125,9 @@ func (l *Lab) privateMaster(ctx context.Context, name, program string) (*Server,
 	config := filepath.Join(dir, "redis.conf")
 	version := ""
 	process, port, err := l.launchOnFreePort(ctx, func(port int) (Command, error) {
-		lines := []string{
-			fmt.Sprintf("port %d", port),
-			"bind 127.0.0.1",
-			"dir " + dir,
-			`save ""`,
-			// A lock that is evicted under memory pressure is a lock given twice.
-			"maxmemory-policy noeviction",
-		}
-		if l.options.RedisAppendOnly {
-			lines = append(lines, "appendonly yes", "appendfsync always")
-		}
+		all := append([]string{fmt.Sprintf("port %d", port), "bind 127.0.0.1", "dir " + dir}, lines...)
 		return Command{
-			Name: name, Path: program, Args: []string{config}, Env: serverEnv(dir),
+			Name: name, Path: program, Args: append([]string{config}, args...), Env: serverEnv(dir),
 			Ready: func(ctx context.Context) error {
 				info, err := redisInfo(ctx, &redis.Options{Addr: loopback(port)})
 				if err == nil && info["config_file"] != config {
@@ -136,7 +136,7 @@ func (l *Lab) privateMaster(ctx context.Context, name, program string) (*Server,
 				version = info["redis_version"]
 				return err
 			},
-		}, l.writeConfig(config, lines)
+		}, l.writeConfig(config, all)
 	})
 	if err != nil {
 		return nil, err
@@ -146,6 +146,9 @@ func (l *Lab) privateMaster(ctx context.Context, name, program string) (*Server,
 		Process: process,
 	}, nil
 }
+
+// redisKeeps are the lines of a server that holds locks. One that is evicted under memory pressure is a lock given twice.
+func redisKeeps() []string { return []string{`save ""`, "maxmemory-policy noeviction"} }
 
 func redisName(i int) string { return fmt.Sprintf("%s-%d", Redis, i+1) }
 

@@ -1,0 +1,249 @@
+package postgres_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"flag"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"fencepost/domain"
+	"fencepost/domain/postgres"
+	"fencepost/domain/postgres/postgrestest"
+)
+
+var soak = flag.Bool("soak", false, "run the long forms of the tests that have one")
+
+// once is a request of a caller with a key, whose answer says what it came to.
+func once(caller, key, request string) *domain.Once {
+	return &domain.Once{
+		Caller: caller, Key: key, Fingerprint: sha256.Sum256([]byte(request)),
+		Encode: func(result any, err error) domain.Answer {
+			if err != nil {
+				return domain.Answer{Status: 409, Body: []byte(err.Error())}
+			}
+			return domain.Answer{Status: 201, Location: "/" + fmt.Sprint(result), Body: []byte("done")}
+		},
+	}
+}
+
+// buy is a section that holds units of an item under a key.
+func buy(o *domain.Once, sku string, quantity int64) domain.Section {
+	r := reservation(domain.Line{SKU: sku, Quantity: quantity})
+	return domain.Section{Keys: r.Keys(), Once: o, Result: func() any { return r.ID }, Run: hold(r)}
+}
+
+func (w *world) run(t *testing.T, sections ...domain.Section) []error {
+	t.Helper()
+	_, outcomes, err := w.store.Transact(t.Context(), []domain.Grant{w.grant(sections[0].Keys[0])}, wait,
+		func() []domain.Section { return sections })
+	require.NoError(t, err)
+	return outcomes
+}
+
+func answerOf(t *testing.T, err error) domain.Answer {
+	t.Helper()
+	var replay *domain.Replay
+	require.ErrorAs(t, err, &replay)
+	return replay.Answer
+}
+
+// A key has one answer, whether its request comes again later, or twice in one transaction.
+func TestAnswers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a, b := w.item(t, "a", 10, domain.FencingEnforced), w.item(t, "b", 10, domain.FencingEnforced)
+
+	outcomes := w.run(t, buy(once("c", "one", "r"), "a", 4), buy(once("c", "one", "r"), "a", 4), buy(once("d", "one", "r"), "a", 4))
+	require.NoError(t, outcomes[0])
+	first := answerOf(t, outcomes[1])
+	assert.Equal(t, 201, first.Status)
+	require.NoError(t, outcomes[2], "another caller's keys are others")
+	assert.Equal(t, first, answerOf(t, w.run(t, buy(once("c", "one", "r"), "a", 4))[0]))
+	assert.EqualValues(t, 8, w.audit(t, a).Held)
+
+	assert.ErrorIs(t, w.run(t, buy(once("c", "one", "another"), "a", 1))[0], domain.ErrKeyReused)
+	assert.ErrorIs(t, w.run(t, buy(once("c", "one", "another"), "b", 1))[0], domain.ErrKeyReused, "also on another resource")
+	assert.Zero(t, w.audit(t, b).Held)
+
+	// A refusal is an answer. It stays what it was when there is stock again.
+	outcomes = w.run(t, buy(once("c", "two", "r"), "a", 4), buy(nil, "a", 1))
+	require.ErrorIs(t, outcomes[0], domain.ErrOutOfStock)
+	require.NoError(t, outcomes[1])
+	outcomes = w.run(t, buy(once("c", "three", "r"), "a", 4)) // and is kept also when nothing else is written
+	require.ErrorIs(t, outcomes[0], domain.ErrOutOfStock)
+	require.NoError(t, w.section(t, func(ctx context.Context, tx domain.Tx) error {
+		item, err := tx.Item(ctx, "a")
+		if err != nil {
+			return err
+		}
+		if err := item.Restock(10); err != nil {
+			return err
+		}
+		tx.PutItem(item, domain.Entry{Kind: domain.EntryRestock})
+		return nil
+	}, a))
+	for _, key := range []string{"two", "three"} {
+		assert.Equal(t, 409, answerOf(t, w.run(t, buy(once("c", key, "r"), "a", 4))[0]).Status)
+	}
+
+	// What is no answer is not kept.
+	boom := buy(once("c", "four", "r"), "a", 1)
+	work := boom.Run
+	boom.Run = func(ctx context.Context, tx domain.Tx) error { return errors.Join(work(ctx, tx), errors.New("boom")) }
+	require.Error(t, w.run(t, boom)[0])
+	require.NoError(t, w.run(t, buy(once("c", "four", "r"), "a", 1))[0])
+	assert.True(t, w.audit(t, a).OK())
+}
+
+// Without a lock, twins of one request can be under way at once. One of them does the work, and the others get its answer.
+func TestTwinsWithoutLock(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	key := w.item(t, "a", 1000, domain.FencingOff)
+	store := w.db.Store(t, 4)
+	for round := range 25 {
+		var group sync.WaitGroup
+		outcomes := make([]error, 4)
+		for i := range outcomes {
+			group.Go(func() {
+				o := once("c", fmt.Sprint("key-", round), "r")
+				_, got, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait,
+					func() []domain.Section { return []domain.Section{buy(o, "a", 1)} })
+				outcomes[i] = err
+				if err == nil {
+					outcomes[i] = got[0]
+				}
+			})
+		}
+		group.Wait()
+		done := 0
+		for _, err := range outcomes {
+			if err == nil {
+				done++
+			} else {
+				assert.Equal(t, 201, answerOf(t, err).Status)
+			}
+		}
+		require.Equal(t, 1, done)
+	}
+	assert.EqualValues(t, 25, w.audit(t, key).Held)
+}
+
+// A creation has no lock to wait for; its twins meet at the primary key.
+func TestTwinsCreate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	store := w.db.Store(t, 4)
+	for round := range 25 {
+		var group sync.WaitGroup
+		outcomes := make([]error, 4)
+		for i := range outcomes {
+			group.Go(func() {
+				sku := fmt.Sprint("sku-", round)
+				_, outcomes[i] = store.CreateItem(t.Context(), domain.Item{SKU: sku, Name: "A", OnHand: 1},
+					domain.LockSpec{Fencing: domain.FencingEnforced}, once("c", sku+"-key", sku))
+			})
+		}
+		group.Wait()
+		done := 0
+		for _, err := range outcomes {
+			if err == nil {
+				done++
+			} else {
+				assert.Equal(t, 201, answerOf(t, err).Status)
+			}
+		}
+		require.Equal(t, 1, done)
+	}
+	_, err := store.CreateItem(t.Context(), domain.Item{SKU: "sku-0", Name: "A"}, domain.LockSpec{Fencing: domain.FencingEnforced}, once("c", "other", "r"))
+	require.ErrorIs(t, err, domain.ErrAlreadyExists)
+	_, err = store.CreateItem(t.Context(), domain.Item{SKU: "new", Name: "A"}, domain.LockSpec{Fencing: domain.FencingEnforced}, once("c", "sku-0-key", "r"))
+	require.ErrorIs(t, err, domain.ErrKeyReused)
+}
+
+// Old answers lose their bodies. Their keys stay, so that a late retry does not buy again.
+func TestPurgeAnswers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	key := w.item(t, "a", 10, domain.FencingEnforced)
+	require.NoError(t, w.run(t, buy(once("c", "one", "r"), "a", 1))[0])
+	n, err := w.store.PurgeAnswers(t.Context(), time.Hour)
+	require.NoError(t, err)
+	assert.Zero(t, n)
+	n, err = w.store.PurgeAnswers(t.Context(), 0)
+	require.NoError(t, err)
+	assert.EqualValues(t, 1, n)
+	late := answerOf(t, w.run(t, buy(once("c", "one", "r"), "a", 1))[0])
+	assert.Nil(t, late.Body)
+	assert.NotEmpty(t, late.Location)
+	assert.EqualValues(t, 1, w.audit(t, key).Held)
+
+	conn := postgrestest.Connect(t, w.db.ServiceURL)
+	for _, attack := range []string{`UPDATE answers SET body = 'x'`, `DELETE FROM answers`, `TRUNCATE answers`} {
+		_, err := conn.Exec(t.Context(), attack)
+		require.ErrorContains(t, err, "permission denied", attack)
+	}
+}
+
+// An answer is there if and only if its work is: a COMMIT whose reply was lost is found out about by sending the request
+// again.
+func TestRetryAfterUnknownOutcome(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	key := w.item(t, "a", 10, domain.FencingEnforced)
+	p, store := throughProxy(t, w)
+	transact := func(store *postgres.Store, o *domain.Once) error {
+		_, outcomes, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait,
+			func() []domain.Section { return []domain.Section{buy(o, "a", 1)} })
+		if err == nil {
+			err = outcomes[0]
+		}
+		return err
+	}
+	p.cut.Store(forGood)
+	require.ErrorIs(t, transact(store, once("c", "one", "r")), domain.ErrOutcomeUnknown)
+	assert.Equal(t, 201, answerOf(t, transact(w.store, once("c", "one", "r"))).Status)
+	assert.EqualValues(t, 1, w.audit(t, key).Held)
+}
+
+// The connection is cut at every COMMIT, a moment before or a moment after the server has seen it. What the caller is told
+// is the truth each time, and a retry under the same key finds out the same truth.
+func TestCommitsAreCut(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	rounds := 50
+	if *soak {
+		rounds = 500
+	}
+	key := w.item(t, "a", 1_000_000, domain.FencingEnforced)
+	p, store := throughProxy(t, w)
+	for i := range rounds {
+		for _, cut := range []int32{beforeCommit, afterCommit} {
+			request := fmt.Sprint("request-", i, "-", cut)
+			section := buy(once("c", request, request), "a", 1)
+			p.cut.Store(cut)
+			_, outcomes, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, func() []domain.Section { return []domain.Section{section} })
+			require.Equal(t, nowhere, p.cut.Load(), "the cut has happened")
+			retry := w.run(t, buy(once("c", request, request), "a", 1))[0]
+			if cut == beforeCommit {
+				require.ErrorIs(t, err, domain.ErrUnavailable)
+				require.NotErrorIs(t, err, domain.ErrOutcomeUnknown)
+				require.NoError(t, retry, "nothing was written, so the retry does it")
+				continue
+			}
+			require.NoError(t, err)
+			require.NoError(t, outcomes[0])
+			require.Equal(t, fmt.Sprint("/", section.Result()), answerOf(t, retry).Location, "it was written, so the retry is told where")
+		}
+	}
+	audit := w.audit(t, key)
+	assert.EqualValues(t, 2*rounds, audit.Held)
+	assert.True(t, audit.OK())
+}

@@ -1,0 +1,118 @@
+package handlers_test
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"fencepost/domain"
+)
+
+const idempotencyKey = "Idempotency-Key"
+
+// Every POST with a key is carried out once and answered alike however often it is sent, byte for byte.
+func TestRetriesAreReplayed(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ path, body string }{
+		{"/v1/items", `{"sku": "bulb", "name": "Bulb", "stock": 1}`},
+		{"/v1/items/lamp/restocks", `{"quantity": 1}`},
+		{"/v1/items/lamp/reservations", `{"quantity": 1}`},
+		{"/v1/items/lamp/reservations", `{"quantity": 11}`}, // more than there is: a refusal is an answer, too
+		{"/v1/reservations/rsv_1/confirm", ``},
+		{"/v1/reservations/rsv_1/release", ``},
+		{"/v1/coupons/TEN/redemptions", `{"customer_id": "c"}`},
+		{"/v1/redemptions/rdm_1/rollback", ``},
+	} {
+		t.Run(c.path, func(t *testing.T) {
+			t.Parallel()
+			m := newMemory()
+			m.items["lamp"] = domain.Item{SKU: "lamp", Name: "Lamp", OnHand: 10, Reserved: 1}
+			m.coupons["TEN"] = domain.Coupon{Code: "TEN", MaxRedemptions: 10, Redeemed: 1}
+			h := newHandler(m)
+			first := call(h, http.MethodPost, c.path, c.body, idempotencyKey, "order-4711")
+			require.Less(t, first.Code, 500, first.Body)
+			require.Empty(t, first.Header().Get("Idempotent-Replayed"))
+			made := len(m.items)
+			stock := m.items["lamp"]
+			for range 3 {
+				again := call(h, http.MethodPost, c.path, c.body, idempotencyKey, "order-4711")
+				assert.Equal(t, "true", again.Header().Get("Idempotent-Replayed"))
+				assert.Equal(t, first.Code, again.Code)
+				assert.Equal(t, first.Body.String(), again.Body.String())
+				assert.Equal(t, first.Header().Get("Content-Type"), again.Header().Get("Content-Type"))
+				assert.Equal(t, first.Header().Get("Location"), again.Header().Get("Location"))
+			}
+			assert.Equal(t, stock, m.items["lamp"], "it happened once")
+			assert.Len(t, m.items, made)
+		})
+	}
+}
+
+func TestKeyOfAnotherRequest(t *testing.T) {
+	t.Parallel()
+	h := newHandler(newMemory(), withKeys)
+	reserve := func(path, body, key, caller string) int {
+		return call(h, http.MethodPost, path, body, idempotencyKey, key, "Authorization", "Bearer "+caller).Code
+	}
+	const path = "/v1/items/lamp/reservations"
+	require.Equal(t, 201, reserve(path, `{"quantity": 1}`, "order-4711", shopKey))
+	w := call(h, http.MethodPost, path, `{"quantity": 2}`, idempotencyKey, "order-4711", "Authorization", "Bearer "+shopKey)
+	assert.Equal(t, "idempotency_key_reused", problemOf(t, w).Code)
+	assert.Equal(t, 422, w.Code)
+	w = call(h, http.MethodPost, "/v1/reservations/rsv_1/release", ``, idempotencyKey, "order-4711", "Authorization", "Bearer "+shopKey)
+	assert.Equal(t, 422, w.Code, "another path is another request")
+	assert.Equal(t, 201, reserve(path, `{"quantity": 2}`, "order-4711", adminKey), "another caller's keys are others")
+	assert.Equal(t, 201, reserve(path, `{"quantity": 1}`, "order-4712", shopKey))
+
+	quoted := call(h, http.MethodPost, path, `{"quantity": 1}`, idempotencyKey, `"order-4711"`, "Authorization", "Bearer "+shopKey)
+	assert.Equal(t, "true", quoted.Header().Get("Idempotent-Replayed"), "the quotes are the draft's way to write a key")
+}
+
+func TestBadKeys(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	for _, key := range []string{"short", strings.Repeat("k", 256), "with space in it", "naïve-key", `"unbalanced`, "semi;colon"} {
+		w := call(newHandler(m), http.MethodPost, "/v1/items/lamp/reservations", `{"quantity": 1}`, idempotencyKey, key)
+		p := problemOf(t, w)
+		assert.Equal(t, "invalid", p.Code, key)
+		assert.Equal(t, idempotencyKey, p.Field)
+	}
+	assert.Zero(t, m.sections)
+}
+
+// What says "try again" is never kept.
+func TestFailuresAreNotReplayed(t *testing.T) {
+	t.Parallel()
+	for _, failure := range []error{
+		domain.ErrLockTimeout, domain.ErrLockLost, domain.ErrQueueFull, domain.ErrSuperseded, domain.ErrStaleToken,
+		domain.ErrOutcomeUnknown, &domain.UnavailableError{Server: "Redis", Err: fmt.Errorf("boom")},
+	} {
+		m := newMemory()
+		h := newHandler(m)
+		m.err = failure
+		w := call(h, http.MethodPost, "/v1/items/lamp/reservations", `{"quantity": 1}`, idempotencyKey, "order-4711")
+		assert.True(t, problemOf(t, w).Retryable, "%v: with a key, everything that failed may be sent again", failure)
+		m.err = nil
+		w = call(h, http.MethodPost, "/v1/items/lamp/reservations", `{"quantity": 1}`, idempotencyKey, "order-4711")
+		assert.Equal(t, 201, w.Code, "%v", failure)
+	}
+}
+
+func TestAnswerThatIsGone(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	h := newHandler(m)
+	first := call(h, http.MethodPost, "/v1/items/lamp/reservations", `{"quantity": 1}`, idempotencyKey, "order-4711")
+	for id, k := range m.answers {
+		k.answer.Body = nil
+		m.answers[id] = k
+	}
+	again := call(h, http.MethodPost, "/v1/items/lamp/reservations", `{"quantity": 1}`, idempotencyKey, "order-4711")
+	assert.Equal(t, "answer_expired", problemOf(t, again).Code)
+	assert.Equal(t, first.Header().Get("Location"), again.Header().Get("Location"))
+	assert.EqualValues(t, 1, m.items["lamp"].Reserved)
+}
