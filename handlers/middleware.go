@@ -100,11 +100,14 @@ func recovered(next echo.HandlerFunc) echo.HandlerFunc {
 }
 
 // secure sets the headers that every answer carries. The page brings its own Content-Security-Policy.
-func secure(next echo.HandlerFunc) echo.HandlerFunc {
+func (s *server) secure(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		h := c.Response().Header()
 		h.Set(echo.HeaderXContentTypeOptions, "nosniff")
 		h.Set(echo.HeaderReferrerPolicy, "no-referrer")
+		if s.TLS { // for two years, as browsers remember it
+			h.Set(echo.HeaderStrictTransportSecurity, "max-age=63072000")
+		}
 		if ofAPI(c) {
 			h.Set(echo.HeaderCacheControl, "no-store")
 		}

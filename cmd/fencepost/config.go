@@ -20,6 +20,7 @@ import (
 
 	"fencepost/domain"
 	"fencepost/locking/strategies"
+	"fencepost/locking/zklock"
 )
 
 // Config is the whole configuration. Each field is an environment variable and a flag. Fields with the tag secret are
@@ -27,6 +28,9 @@ import (
 // come from a file, as secret stores hand them out.
 type Config struct {
 	Listen string `env:"FENCEPOST_LISTEN" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where to listen (${default})."`
+
+	TLSCertFile string `name:"tls-cert-file" env:"FENCEPOST_TLS_CERT_FILE" placeholder:"FILE" help:"The listener's certificate and those that lead to its authority, as PEM. With it the listener speaks HTTPS alone. Read anew when it changes."`
+	TLSKeyFile  string `name:"tls-key-file" env:"FENCEPOST_TLS_KEY_FILE" placeholder:"FILE" help:"The certificate's private key, as PEM."`
 
 	DatabaseURL     string `env:"FENCEPOST_DATABASE_URL" secret:"" placeholder:"URL" help:"PostgreSQL, as the service's role: postgres://fencepost_service:PASSWORD@HOST:5432/DATABASE."`
 	DatabaseURLFile string `env:"FENCEPOST_DATABASE_URL_FILE" placeholder:"FILE" help:"A file with FENCEPOST_DATABASE_URL in it."`
@@ -49,7 +53,7 @@ type Config struct {
 	RedisURLFile      string   `env:"FENCEPOST_REDIS_URL_FILE" placeholder:"FILE" help:"A file with FENCEPOST_REDIS_URL in it."`
 	RedlockURLs       []string `name:"redlock-urls" env:"FENCEPOST_REDLOCK_URLS" secret:"" placeholder:"URL,URL" help:"The independent Redis masters of the strategy redlock."`
 	RedlockURLsFile   string   `name:"redlock-urls-file" env:"FENCEPOST_REDLOCK_URLS_FILE" placeholder:"FILE" help:"A file with FENCEPOST_REDLOCK_URLS in it."`
-	ZooKeeperServers  []string `name:"zookeeper-servers" env:"FENCEPOST_ZOOKEEPER_SERVERS" placeholder:"HOST:PORT,HOST:PORT" help:"The ensemble of the strategy zookeeper."`
+	ZooKeeperServers  []string `name:"zookeeper-servers" env:"FENCEPOST_ZOOKEEPER_SERVERS" placeholder:"HOST:PORT,HOST:PORT" help:"The ensemble of the strategy zookeeper; tls://HOST:PORT for a server that speaks TLS."`
 	ZooKeeperAuth     string   `name:"zookeeper-auth" env:"FENCEPOST_ZOOKEEPER_AUTH" secret:"pair" placeholder:"USER:PASSWORD" help:"Whom the nodes in ZooKeeper belong to. Without it, they are open to all who reach it."`
 	ZooKeeperAuthFile string   `name:"zookeeper-auth-file" env:"FENCEPOST_ZOOKEEPER_AUTH_FILE" placeholder:"FILE" help:"A file with FENCEPOST_ZOOKEEPER_AUTH in it."`
 
@@ -155,6 +159,7 @@ func (c *Config) checkDatabase() error {
 // checkAll checks what the service needs: everything but the owner's URL, which it should better not have.
 func (c *Config) checkAll() error {
 	loopback := c.checkListen()
+	c.checkCertificate()
 	_ = c.checkDatabase() // its problems are in c
 	c.checkRange("FENCEPOST_DATABASE_CONNS", c.DatabaseConns, 1, 1000)
 	c.checkOneOf("FENCEPOST_AUTH", c.Auth, "keys", "off")
@@ -184,7 +189,7 @@ func (c *Config) checkAll() error {
 	}
 	c.ZooKeeperServers = list(strings.Join(c.ZooKeeperServers, ","))
 	for _, s := range c.ZooKeeperServers {
-		c.checkHostPort("FENCEPOST_ZOOKEEPER_SERVERS", s, 1)
+		c.checkHostPort("FENCEPOST_ZOOKEEPER_SERVERS", strings.TrimPrefix(s, zklock.TLS), 1)
 	}
 	c.readFile("FENCEPOST_ZOOKEEPER_AUTH", &c.ZooKeeperAuth, c.ZooKeeperAuthFile)
 	c.checkPair("FENCEPOST_ZOOKEEPER_AUTH", c.ZooKeeperAuth)
@@ -286,6 +291,18 @@ func (c *Config) checkListen() (loopback bool) {
 	host, _, _ := net.SplitHostPort(c.Listen)
 	ip, err := netip.ParseAddr(host)
 	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
+}
+
+func (c *Config) checkCertificate() {
+	switch {
+	case c.TLSCertFile == "" && c.TLSKeyFile == "":
+	case c.TLSCertFile == "" || c.TLSKeyFile == "":
+		c.problem("FENCEPOST_TLS_CERT_FILE", "and FENCEPOST_TLS_KEY_FILE belong together: set both or neither")
+	default:
+		if _, err := loadCertificate(c.TLSCertFile, c.TLSKeyFile, slog.New(slog.DiscardHandler)); err != nil {
+			c.problem("FENCEPOST_TLS_CERT_FILE", "cannot be used: %v", err)
+		}
+	}
 }
 
 // checkHostPort checks an address; leastPort is 0 where the system may choose one.

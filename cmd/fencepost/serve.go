@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -56,6 +57,10 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		return fmt.Errorf("listening: %w; end what listens there, or set FENCEPOST_LISTEN", err)
 	}
 	defer listener.Close()
+	listenerTLS, err := c.tlsConfig(log)
+	if err != nil {
+		return err
+	}
 	backends, err := c.openStrategies(log)
 	if err != nil {
 		return err
@@ -94,6 +99,7 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		},
 		Authenticate:   c.authenticate(store, log),
 		Take:           c.take(store),
+		TLS:            listenerTLS != nil,
 		Instances:      c.Instances,
 		Page:           web.Files(c.called()),
 		RequestTimeout: requestTimeout,
@@ -101,7 +107,7 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		Log:            log,
 		Version:        version(),
 	})
-	return c.serve(ctx, listener, handler, &draining, log)
+	return c.serve(ctx, listener, listenerTLS, handler, &draining, log)
 }
 
 // openStrategies opens every strategy that the configuration has servers for.
@@ -139,10 +145,15 @@ func (l redisLog) Printf(ctx context.Context, format string, args ...any) {
 
 // serve answers requests until ctx ends. Then it says on /readyz that it is going, waits so long that who sends requests
 // here can notice, stops listening, and lets what has begun come to its end.
-func (c *Config) serve(ctx context.Context, listener net.Listener, handler http.Handler, draining *atomic.Bool, log *slog.Logger) error {
-	log.Info("listening", "address", "http://"+listener.Addr().String(), "inventory_lock", c.InventoryLock, "coupon_lock", c.CouponLock)
+func (c *Config) serve(ctx context.Context, listener net.Listener, listenerTLS *tls.Config, handler http.Handler, draining *atomic.Bool, log *slog.Logger) error {
+	scheme := "http://"
+	if listenerTLS != nil {
+		scheme = "https://"
+	}
+	log.Info("listening", "address", scheme+listener.Addr().String(), "inventory_lock", c.InventoryLock, "coupon_lock", c.CouponLock)
 	server := &http.Server{
 		Handler:           handler,
+		TLSConfig:         listenerTLS,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      requestTimeout + 20*time.Second, // the outcome of a COMMIT is awaited beyond the request's time
@@ -151,7 +162,14 @@ func (c *Config) serve(ctx context.Context, listener net.Listener, handler http.
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(netutil.LimitListener(listener, maxConnections)) }()
+	limited := netutil.LimitListener(listener, maxConnections)
+	go func() {
+		if listenerTLS == nil {
+			failed <- server.Serve(limited)
+		} else {
+			failed <- server.ServeTLS(limited, "", "") // its certificate is in the configuration
+		}
+	}()
 	select {
 	case err := <-failed:
 		return fmt.Errorf("serving: %w", err)
