@@ -359,3 +359,23 @@ func TestCouponWithoutACode(t *testing.T) {
 		assert.Equal(t, "code", problemOf(t, w).Field, code)
 	}
 }
+
+// No query gets further than its check, or comes back in an answer as it was.
+func FuzzQueries(f *testing.F) {
+	for _, query := range []string{"resource=item/lamp", "resource=", "resource=item/%00", "a=1;b=2", "%ZZ", "resource=item/lamp&resource=x", "<script>=1", "=", "&&", "resource=coupon/%F0%9F%98%80"} {
+		f.Add(query)
+	}
+	f.Fuzz(func(t *testing.T, query string) {
+		r := httptest.NewRequest("GET", "/v1/audit", nil)
+		r.URL.RawQuery = query
+		r.Host = "localhost"
+		w := httptest.NewRecorder()
+		newHandler(newMemory()).ServeHTTP(w, r)
+		if w.Code != 200 && w.Code != 404 && w.Code != 422 {
+			t.Errorf("%q: %d %s", query, w.Code, w.Body)
+		}
+		if w.Body.Len() > 2048 && w.Code != 200 || strings.Contains(w.Body.String(), "<script") {
+			t.Errorf("%q: %s", query, w.Body)
+		}
+	})
+}

@@ -397,13 +397,13 @@ func redactedList(urls []string) string {
 
 // redacted hides the password of a URL. What is no proper URL is hidden as a whole: nobody knows where its password is.
 func redacted(raw string) string {
-	u, err := url.Parse(raw)
-	if err != nil || u.Opaque != "" || u.Scheme == "" {
+	u, ok := properURL(raw)
+	if !ok {
 		return "(hidden: not a URL)"
 	}
 	query := u.Query()
 	for name := range query {
-		if strings.Contains(name, "password") {
+		if strings.Contains(strings.ToLower(name), "password") {
 			query.Set(name, "xxxxx")
 			u.RawQuery = query.Encode()
 		}
@@ -413,9 +413,21 @@ func redacted(raw string) string {
 
 // address is where a URL leads, without who goes there.
 func address(raw string) string {
-	u, err := url.Parse(raw)
-	if err != nil {
+	u, ok := properURL(raw)
+	if !ok {
 		return "(not a URL)"
 	}
 	return u.Host + u.Path
+}
+
+// properURL reads a URL whose parts are what they seem. redis://:12/34@host is one to url.Parse, with a host and a path that are
+// a password that was not escaped.
+func properURL(raw string) (u *url.URL, ok bool) {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return nil, false
+	}
+	rest, ok := strings.CutPrefix(raw[len(u.Scheme):], "://")
+	end := strings.IndexAny(rest, "/?#")
+	return u, ok && u.Scheme != "" && (end < 0 || !strings.Contains(rest[end:], "@"))
 }

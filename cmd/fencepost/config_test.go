@@ -221,3 +221,20 @@ func TestCommandLineThatIsWrong(t *testing.T) {
 		assert.Equal(t, 1, strings.Count(stderr, "\n"), stderr)
 	}
 }
+
+// Whatever stands around a password, it is not printed, also where it was not escaped.
+func FuzzRedacted(f *testing.F) {
+	for _, url := range []string{
+		"postgres://u:@@db/x", "postgres://u:@@db:5432/x?sslmode=disable", "redis://:@@h:6379/0", "rediss://u:@@h,i/0", "redis://:1/2:@@h",
+		"redis+sentinel://u:@@h:1,i:2/m", "postgres:u:@@", "host=db password=:@@", "://u:@@", "postgres://u:%:@@h/", "//u:@@h",
+		"postgres://u:p?:@@h/x", "postgres://u:1#:@@h/x", "postgres://u:p@h/x?a;:@@",
+	} {
+		f.Add(url)
+	}
+	f.Fuzz(func(t *testing.T, form string) {
+		url := strings.ReplaceAll(form, ":@@", ":Canary7secret@")
+		if shown := redacted(url) + address(url); url != form && strings.Contains(shown, "Canary7secret") {
+			t.Errorf("%q is shown as %q", url, shown)
+		}
+	})
+}
