@@ -17,6 +17,15 @@ demo: ## Start servers and three instances, and print the page's address; Ctrl-C
 	go build -o bin/lab ./cmd/lab; \
 	exec bin/lab demo
 
+# Other measurements: make bench BENCH="--stored 1000000,10000000 --rounds 5"
+.PHONY: bench
+bench: ## Measure every strategy beside the services that users of other libraries would write; half an hour
+	@trap 'exit 130' INT; \
+	sh cmd/lab/deps.sh demo; \
+	echo "Building the laboratory; the first time takes a minute or two."; \
+	go build -o bin/lab ./cmd/lab; \
+	exec bin/lab bench --json bin/bench.json --html bin/bench.html $(BENCH)
+
 .PHONY: test
 test: deps lint ## Run the linters and every test, against real servers; a skipped test is a failure
 	@echo "Building the laboratory, then every test; the first time takes some minutes."
@@ -37,6 +46,7 @@ lint: ## Check the code with go vet, staticcheck and gofumpt
 	@echo "Building the code and the linters; the first time takes some minutes."
 	go vet ./...
 	go tool staticcheck ./...
+	staticcheck=$$(go tool -n staticcheck); cd cmd/lab/peers; go vet ./...; "$$staticcheck" ./...
 	@unformatted=$$(go tool gofumpt -l .); \
 	if [ -n "$$unformatted" ]; then \
 		echo "not formatted, run 'make fmt':"; echo "$$unformatted"; exit 1; \

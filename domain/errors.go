@@ -14,6 +14,7 @@ var (
 	ErrAlreadyExists     = errors.New("already exists")
 	ErrOutOfStock        = errors.New("not enough stock")
 	ErrWrongState        = errors.New("not possible in this state")
+	ErrChanged           = errors.New("changed since the caller has read it")
 	ErrExpired           = errors.New("the reservation has expired")
 	ErrCouponExhausted   = errors.New("the coupon is used up")
 	ErrCouponExpired     = errors.New("the coupon is not valid now")

@@ -41,8 +41,12 @@ func (s *Service) lockSpec(ctx context.Context, kind Kind, strategy string, fenc
 	return s.Guard.Spec(ctx, kind, strategy, fencing)
 }
 
-// Items lists all items by SKU.
-func (s *Service) Items(ctx context.Context) ([]ItemView, error) { return s.Store.Items(ctx) }
+// Items lists a page of items by SKU, and returns the cursor of the next page.
+func (s *Service) Items(ctx context.Context, p Page) (items []ItemView, next string, err error) {
+	return list(p, func(v ItemView) Key { return ItemKey(v.SKU) }, func(after Key, limit int64) ([]ItemView, error) {
+		return s.Store.Items(ctx, after, limit)
+	})
+}
 
 // Item finds one item.
 func (s *Service) Item(ctx context.Context, sku string) (ItemView, error) {
@@ -52,8 +56,9 @@ func (s *Service) Item(ctx context.Context, sku string) (ItemView, error) {
 	return s.Store.Item(ctx, sku)
 }
 
-// Restock adds units to an item and returns the item as it then was.
-func (s *Service) Restock(ctx context.Context, sku string, quantity int64, once *Once) (item Item, receipt Receipt, err error) {
+// Restock adds units to an item and returns the item as it then was. expected, if it is not nil, says whether the item is
+// what the caller takes it for; it is asked inside the section, where nobody can change the item after it was asked.
+func (s *Service) Restock(ctx context.Context, sku string, quantity int64, expected func(Item) bool, once *Once) (item Item, receipt Receipt, err error) {
 	if err := CheckSKU("sku", sku); err != nil {
 		return Item{}, Receipt{}, fmt.Errorf("item %q: %w", sku, ErrNotFound)
 	}
@@ -65,6 +70,9 @@ func (s *Service) Restock(ctx context.Context, sku string, quantity int64, once 
 		var err error
 		if item, err = tx.Item(ctx, sku); err != nil {
 			return err
+		}
+		if expected != nil && !expected(item) {
+			return fmt.Errorf("restocking %s: %w", sku, ErrChanged)
 		}
 		if err := item.Restock(quantity); err != nil {
 			return err

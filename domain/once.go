@@ -36,7 +36,7 @@ func (r *Replay) Error() string {
 // change the answer because the state has changed since. Anything that says "try again" is never kept. Nor is ErrCouponExpired:
 // the same answer is given for codes that do not exist, where there is nothing to keep it with.
 func Final(err error) bool {
-	for _, refusal := range []error{ErrOutOfStock, ErrWrongState, ErrExpired, ErrCouponExhausted, ErrCustomerLimit} {
+	for _, refusal := range []error{ErrOutOfStock, ErrWrongState, ErrChanged, ErrExpired, ErrCouponExhausted, ErrCustomerLimit} {
 		if errors.Is(err, refusal) {
 			return true
 		}

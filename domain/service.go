@@ -8,7 +8,8 @@ import (
 
 // Store is what the use cases need of the database outside a guarded section: reading, and creating what did not exist.
 type Store interface {
-	Items(ctx context.Context) ([]ItemView, error)
+	// Items lists items by resource, in byte order: at most limit of those after the key.
+	Items(ctx context.Context, after Key, limit int64) ([]ItemView, error)
 	Item(ctx context.Context, sku string) (ItemView, error)
 	Coupon(ctx context.Context, code string) (CouponView, error)
 	Reservation(ctx context.Context, id string) (Reservation, error)
@@ -17,9 +18,11 @@ type Store interface {
 	// by the same Once before is a *Replay.
 	CreateItem(ctx context.Context, item Item, lock LockSpec, once *Once) (ItemView, error)
 	CreateCoupon(ctx context.Context, coupon Coupon, lock LockSpec, once *Once) (CouponView, error)
-	// Audit compares, for one resource or (key empty) for all, what was given out with what there ever was; ErrNotFound if
-	// there is no such resource.
-	Audit(ctx context.Context, key Key) ([]AuditRow, error)
+	// Resources lists the keys of all items and coupons, as Items lists items.
+	Resources(ctx context.Context, after Key, limit int64) ([]Key, error)
+	// Audit compares, for each of the resources, what was given out with what there ever was; ErrNotFound if one of them does
+	// not exist.
+	Audit(ctx context.Context, keys ...Key) ([]AuditRow, error)
 }
 
 // Fence is how a resource is guarded, and the newest grant that PostgreSQL has seen for it.
@@ -87,6 +90,12 @@ func (a AuditRow) Findings() []string {
 
 // OK is the verdict.
 func (a AuditRow) OK() bool { return len(a.Findings()) == 0 }
+
+// AuditSum is what the audit finds over many resources.
+type AuditSum struct {
+	Oversold, Drift int64
+	Off             int64 // resources with any finding
+}
 
 // Caller is who asks. Reservations and redemptions are visible to their maker and to admins.
 type Caller struct {

@@ -75,7 +75,14 @@ func (m *memory) Spec(_ context.Context, _ domain.Kind, strategy string, fencing
 	return domain.LockSpec{Strategy: strategy, Fencing: fencing}, nil
 }
 
-func (m *memory) Items(context.Context) ([]domain.ItemView, error) { return nil, nil }
+func (m *memory) Items(_ context.Context, after domain.Key, limit int64) (views []domain.ItemView, _ error) {
+	for _, sku := range slices.Sorted(maps.Keys(m.rows.items)) {
+		if domain.ItemKey(sku) > after && int64(len(views)) < limit {
+			views = append(views, domain.ItemView{Item: m.rows.items[sku]})
+		}
+	}
+	return views, nil
+}
 
 func (m *memory) Item(_ context.Context, sku string) (domain.ItemView, error) {
 	item, err := find(m.rows.items, sku)
@@ -107,8 +114,19 @@ func (m *memory) CreateCoupon(_ context.Context, coupon domain.Coupon, lock doma
 	return domain.CouponView{Coupon: coupon}, nil
 }
 
-func (m *memory) Audit(_ context.Context, key domain.Key) ([]domain.AuditRow, error) {
-	return []domain.AuditRow{{Key: key}}, nil
+func (m *memory) Resources(ctx context.Context, after domain.Key, limit int64) (keys []domain.Key, _ error) {
+	views, err := m.Items(ctx, after, limit)
+	for _, view := range views {
+		keys = append(keys, domain.ItemKey(view.SKU))
+	}
+	return keys, err
+}
+
+func (m *memory) Audit(_ context.Context, keys ...domain.Key) (rows []domain.AuditRow, _ error) {
+	for _, key := range keys {
+		rows = append(rows, domain.AuditRow{Key: key})
+	}
+	return rows, nil
 }
 
 type section struct {
@@ -310,20 +328,122 @@ func TestCouponTimesThatCannotBeShown(t *testing.T) {
 func TestRestock(t *testing.T) {
 	t.Parallel()
 	s, m, _ := newService(t)
-	item, _, err := s.Restock(t.Context(), "a", 5, nil)
+	item, _, err := s.Restock(t.Context(), "a", 5, nil, nil)
 	require.NoError(t, err)
 	assert.EqualValues(t, 15, item.OnHand)
 	assert.Equal(t, item, m.rows.items["a"])
 	assert.Equal(t, []domain.Entry{{Kind: domain.EntryRestock}}, m.rows.ledger)
 	for _, quantity := range []int64{0, -1, domain.MaxStock + 1, domain.MaxStock} { // the last: too much with what is there
-		_, _, err = s.Restock(t.Context(), "a", quantity, nil)
+		_, _, err = s.Restock(t.Context(), "a", quantity, nil, nil)
 		invalid(t, err, "quantity")
 	}
 	for _, sku := range []string{"ghost", "", "no such name"} {
-		_, _, err = s.Restock(t.Context(), sku, 1, nil)
+		_, _, err = s.Restock(t.Context(), sku, 1, nil, nil)
 		require.ErrorIs(t, err, domain.ErrNotFound, sku)
 	}
 	assert.EqualValues(t, 15, m.rows.items["a"].OnHand)
+}
+
+// Whether the item is what an admin takes it for is asked when nobody can change it any more: what comes between the request
+// and its section counts.
+func TestRestockOfAnItemThatHasChanged(t *testing.T) {
+	t.Parallel()
+	s, m, _ := newService(t)
+	seen := m.rows.items["a"]
+	unchanged := func(i domain.Item) bool { return i == seen }
+	others := func() {
+		_, _, err := s.Restock(t.Context(), "a", 1, nil, nil)
+		require.NoError(t, err)
+	}
+	m.before = others
+	_, receipt, err := s.Restock(t.Context(), "a", 5, unchanged, nil)
+	require.ErrorIs(t, err, domain.ErrChanged)
+	assert.NotEmpty(t, receipt.Grants, "it was refused under the lock")
+	assert.Equal(t, seen.OnHand+1, m.rows.items["a"].OnHand)
+
+	seen = m.rows.items["a"]
+	item, _, err := s.Restock(t.Context(), "a", 5, unchanged, nil)
+	require.NoError(t, err)
+	assert.Equal(t, seen.OnHand+5, item.OnHand)
+}
+
+func TestPages(t *testing.T) {
+	t.Parallel()
+	s, m, _ := newService(t)
+	clear(m.rows.items)
+	skus := []string{"1", "B", "Z", "a", "b"} // in byte order
+	for _, sku := range skus {
+		m.rows.items[sku] = domain.Item{SKU: sku}
+	}
+	walk := func(limit int64, page func(domain.Page) ([]string, string)) (pages [][]string) {
+		for p := (domain.Page{Limit: limit}); ; {
+			names, next := page(p)
+			pages = append(pages, names)
+			if next == "" {
+				return pages
+			}
+			p.Cursor = next
+		}
+	}
+	items := func(p domain.Page) (names []string, next string) {
+		views, next, err := s.Items(t.Context(), p)
+		require.NoError(t, err)
+		for _, v := range views {
+			names = append(names, v.SKU)
+		}
+		return names, next
+	}
+	audits := func(p domain.Page) (names []string, next string) {
+		rows, next, err := s.AuditPage(t.Context(), p)
+		require.NoError(t, err)
+		for _, r := range rows {
+			names = append(names, r.Key.Name())
+		}
+		return names, next
+	}
+	for _, page := range []func(domain.Page) ([]string, string){items, audits} {
+		assert.Equal(t, [][]string{skus[:2], skus[2:4], skus[4:]}, walk(2, page))
+		assert.Equal(t, [][]string{skus}, walk(5, page), "a page that is just full is the last")
+		assert.Equal(t, [][]string{skus[:4], skus[4:]}, walk(4, page))
+	}
+
+	_, next := items(domain.Page{Limit: 2})
+	delete(m.rows.items, "B") // where a page ended need not be there for the next to go on
+	m.rows.items["0"] = domain.Item{SKU: "0"}
+	names, _ := items(domain.Page{Limit: 2, Cursor: next})
+	assert.Equal(t, skus[2:4], names, "what was created before the cursor moves nothing")
+
+	clear(m.rows.items)
+	names, next = items(domain.Page{Limit: 1})
+	assert.Empty(t, names)
+	assert.Empty(t, next)
+	names, _ = audits(domain.Page{Limit: 1})
+	assert.Empty(t, names)
+}
+
+func TestPagesThatAreRefused(t *testing.T) {
+	t.Parallel()
+	s, _, _ := newService(t)
+	for _, tt := range []struct {
+		page  domain.Page
+		field string
+	}{
+		{domain.Page{Limit: 0}, "limit"},
+		{domain.Page{Limit: -1}, "limit"},
+		{domain.Page{Limit: 1001}, "limit"},
+		{domain.Page{Limit: 1, Cursor: "a"}, "cursor"},
+		{domain.Page{Limit: 1, Cursor: "item/a"}, "cursor"},
+		{domain.Page{Limit: 1, Cursor: "aXRlbS9h="}, "cursor"},
+		{domain.Page{Limit: 1, Cursor: "aXRlbS9i\n"}, "cursor"},
+		{domain.Page{Limit: 1, Cursor: "Ym94L2E"}, "cursor"},     // box/a
+		{domain.Page{Limit: 1, Cursor: "aXRlbS8A"}, "cursor"},    // item/ and a zero byte
+		{domain.Page{Limit: 1, Cursor: "Y291cG9uL2F"}, "cursor"}, // the last bits are not zero
+	} {
+		_, _, err := s.Items(t.Context(), tt.page)
+		invalid(t, err, tt.field)
+		_, _, err = s.AuditPage(t.Context(), tt.page)
+		invalid(t, err, tt.field)
+	}
 }
 
 func TestReserve(t *testing.T) {
@@ -552,11 +672,11 @@ func TestLookUps(t *testing.T) {
 		_, err = s.Coupon(ctx, name)
 		require.ErrorIs(t, err, domain.ErrNotFound, name)
 	}
-	for _, key := range []domain.Key{"", "item/a", "coupon/c"} {
+	for _, key := range []domain.Key{"item/a", "coupon/c"} {
 		_, err = s.Audit(ctx, key)
 		require.NoError(t, err, key)
 	}
-	for _, key := range []domain.Key{"a", "item/", "/a", "box/a", "item/a\x00", "item/\xff", "coupon/a.b"} {
+	for _, key := range []domain.Key{"", "a", "item/", "/a", "box/a", "item/a\x00", "item/\xff", "coupon/a.b"} {
 		_, err = s.Audit(ctx, key)
 		invalid(t, err, "resource")
 	}

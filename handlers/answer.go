@@ -15,6 +15,10 @@ const (
 	headerTiming   = "Server-Timing"
 	headerPolicy   = "RateLimit-Policy"
 	headerQuota    = "RateLimit"
+
+	headerETag        = "Etag" // as net/http spells it
+	headerIfMatch     = "If-Match"
+	headerIfNoneMatch = "If-None-Match"
 )
 
 // stamp says under which grant a section ran and where its time went. It is called before the error is looked at: a

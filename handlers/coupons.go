@@ -78,7 +78,8 @@ func (s *server) coupon(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.JSON(http.StatusOK, couponOf(coupon))
+	body := couponOf(coupon)
+	return tagged(c, digest(body), body)
 }
 
 type redemptionJSON struct {

@@ -16,9 +16,10 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"fencepost/domain"
+	"fencepost/handlers/observe"
 )
 
-// Config is what the handlers need. Service, Strategies, Ready and Log are required.
+// Config is what the handlers need. Service, Strategies, Ready, Events, Metrics and Log are required.
 type Config struct {
 	Service    *domain.Service
 	Strategies func(context.Context) ([]domain.StrategyStatus, error)
@@ -39,6 +40,10 @@ type Config struct {
 	// Instances are the base URLs of all instances. A page that one of them served may call the others.
 	Instances []string
 
+	Events  *observe.Hub // what GET /v1/events streams
+	Stream  Stream
+	Metrics *observe.Metrics
+
 	Page           map[string]http.Handler // the files of the page by their paths; everybody may GET them
 	RequestTimeout time.Duration           // 0: 15 s
 	MaxRequests    int                     // served at the same time under /v1, waiting for locks included; 0: 4096
@@ -49,6 +54,7 @@ type Config struct {
 type server struct {
 	Config
 	slots   chan struct{}
+	readers readers
 	origins map[string]bool // of the instances' pages
 	hosts   map[string]bool // names under which the instances are called
 }
@@ -85,8 +91,11 @@ func (s *server) routes() []route {
 		{http.MethodPost, "/v1/redemptions/:id/rollback", client, s.rollback},
 		{http.MethodGet, "/v1/strategies", client, s.strategies},
 		{http.MethodGet, "/v1/audit", admin, s.audit},
+		{http.MethodGet, pathEvents, admin, s.events}, // it shows everybody's reservations
+		{http.MethodGet, "/metrics", client, echo.WrapHandler(s.Metrics.Handler(s.Log))},
 		{http.MethodGet, pathHealth, anybody, s.healthz},
 		{http.MethodGet, "/readyz", anybody, s.readyz},
+		{http.MethodGet, "/openapi.yaml", anybody, s.openapi},
 	}
 	if s.Authenticate == nil {
 		// Where the other instances are is nobody's business on the open net; the page of a demonstration needs it.
@@ -108,9 +117,11 @@ func New(c Config) http.Handler {
 	if c.MaxRequests == 0 {
 		c.MaxRequests = 4096
 	}
+	c.Stream.setDefaults()
 	s := &server{
 		Config:  c,
 		slots:   make(chan struct{}, c.MaxRequests),
+		readers: readers{byCaller: map[string]int{}},
 		origins: map[string]bool{},
 		hosts:   map[string]bool{"localhost": true},
 	}

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +21,7 @@ import (
 
 	"fencepost/domain"
 	"fencepost/handlers"
+	"fencepost/handlers/observe"
 )
 
 var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -140,10 +143,11 @@ func (u unit) PutRedemption(r domain.Redemption) { u.redemptions[r.ID] = r }
 
 var fence = domain.Fence{Strategy: "redis", Fencing: domain.FencingEnforced, Epoch: 3, Token: 9007199254740993}
 
-func (m *memory) Items(context.Context) ([]domain.ItemView, error) {
-	views := []domain.ItemView{}
-	for _, i := range m.items {
-		views = append(views, domain.ItemView{Item: i, Fence: fence})
+func (m *memory) Items(_ context.Context, after domain.Key, limit int64) (views []domain.ItemView, _ error) {
+	for _, sku := range slices.Sorted(maps.Keys(m.items)) {
+		if domain.ItemKey(sku) > after && int64(len(views)) < limit {
+			views = append(views, domain.ItemView{Item: m.items[sku], Fence: fence})
+		}
 	}
 	return views, nil
 }
@@ -168,6 +172,9 @@ func (m *memory) Redemption(_ context.Context, id string) (domain.Redemption, er
 
 func (m *memory) CreateItem(_ context.Context, i domain.Item, _ domain.LockSpec, once *domain.Once) (domain.ItemView, error) {
 	m.made++
+	if m.err != nil {
+		return domain.ItemView{}, m.err
+	}
 	view := domain.ItemView{Item: i, Fence: fence}
 	return view, m.once(once, func() (any, error) {
 		if _, ok := m.items[i.SKU]; ok {
@@ -184,20 +191,29 @@ func (m *memory) CreateCoupon(_ context.Context, c domain.Coupon, _ domain.LockS
 	return domain.CouponView{Coupon: c, Fence: fence}, nil
 }
 
-func (m *memory) Audit(_ context.Context, key domain.Key) ([]domain.AuditRow, error) {
-	rows := []domain.AuditRow{
-		{Key: "item/lamp", Limit: 10, Sold: 4, Strategy: "redis", Fencing: domain.FencingEnforced, LastEpoch: 3, LastToken: 7},
-		{Key: "item/raced", Limit: 10, Sold: 12, Oversold: 2, Strategy: "none", Fencing: domain.FencingOff},
-	}
-	if key == "" {
-		return rows, nil
-	}
-	for _, r := range rows {
-		if r.Key == key {
-			return []domain.AuditRow{r}, nil
+var audited = map[domain.Key]domain.AuditRow{
+	"item/lamp":  {Key: "item/lamp", Limit: 10, Sold: 4, Strategy: "redis", Fencing: domain.FencingEnforced, LastEpoch: 3, LastToken: 7},
+	"item/raced": {Key: "item/raced", Limit: 10, Sold: 12, Oversold: 2, Strategy: "none", Fencing: domain.FencingOff},
+}
+
+func (m *memory) Resources(_ context.Context, after domain.Key, limit int64) (keys []domain.Key, _ error) {
+	for _, key := range slices.Sorted(maps.Keys(audited)) {
+		if key > after && int64(len(keys)) < limit {
+			keys = append(keys, key)
 		}
 	}
-	return nil, fmt.Errorf("%s: %w", key, domain.ErrNotFound)
+	return keys, nil
+}
+
+func (m *memory) Audit(_ context.Context, keys ...domain.Key) (rows []domain.AuditRow, _ error) {
+	for _, key := range keys {
+		row, ok := audited[key]
+		if !ok {
+			return nil, fmt.Errorf("%s: %w", key, domain.ErrNotFound)
+		}
+		rows = append(rows, row)
+	}
+	return rows, nil
 }
 
 // keys of the callers in tests with authentication.
@@ -237,6 +253,8 @@ func newHandler(m *memory, options ...option) http.Handler {
 				{Name: "none", Problem: "needs FENCEPOST_FENCING=off"},
 			}, nil
 		},
+		Events:    observe.NewHub(16),
+		Metrics:   observe.NewMetrics(handlers.Outcome),
 		Ready:     func(context.Context) error { return nil },
 		Instances: []string{"http://127.0.0.1:8081", "http://127.0.0.1:8082/"},
 		Log:       slog.New(slog.DiscardHandler),
@@ -245,7 +263,7 @@ func newHandler(m *memory, options ...option) http.Handler {
 	for _, o := range options {
 		o(&c)
 	}
-	return handlers.New(c)
+	return checked(handlers.New(c), c.Page)
 }
 
 // call sends a request; headers are name, value, name, value.
@@ -386,6 +404,124 @@ func TestAuditOfEverythingFailsWithOneResource(t *testing.T) {
 	require.Equal(t, 200, w.Code)
 	assert.Contains(t, w.Body.String(), `{"ok":false,`)
 	assert.Equal(t, 404, call(h, "GET", "/v1/audit?resource=item/unknown", "").Code)
+}
+
+func TestPages(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	m.items["vase"] = domain.Item{SKU: "vase", Name: "Vase"}
+	h := newHandler(m)
+	for list, want := range map[string][]string{"/v1/items": {"lamp", "vase"}, "/v1/audit": {"item/lamp", "item/raced"}} {
+		var got []string
+		for query := "?limit=1"; query != ""; {
+			w := call(h, "GET", list+query, "")
+			require.Equal(t, 200, w.Code, w.Body)
+			var page struct {
+				Items      []struct{ SKU string }
+				Resources  []struct{ Resource string }
+				NextCursor *string `json:"next_cursor"`
+			}
+			require.NoError(t, json.Unmarshal(w.Body.Bytes(), &page))
+			require.Len(t, append(page.Resources, make([]struct{ Resource string }, len(page.Items))...), 1, "a page holds what was asked for")
+			for _, i := range page.Items {
+				got = append(got, i.SKU)
+			}
+			for _, r := range page.Resources {
+				got = append(got, r.Resource)
+			}
+			query = ""
+			if page.NextCursor != nil {
+				query = "?limit=1&cursor=" + *page.NextCursor
+			}
+		}
+		assert.Equal(t, want, got)
+	}
+	for i := range 100 {
+		sku := fmt.Sprintf("sku-%d", i)
+		m.items[sku] = domain.Item{SKU: sku, Name: sku}
+	}
+	var page struct{ Items []json.RawMessage }
+	require.NoError(t, json.Unmarshal(call(h, "GET", "/v1/items", "").Body.Bytes(), &page))
+	assert.Len(t, page.Items, 100, "without a limit there is one all the same")
+}
+
+func TestPagesThatAreRefused(t *testing.T) {
+	t.Parallel()
+	for query, field := range map[string]string{
+		"limit=0": "limit", "limit=-1": "limit", "limit=1001": "limit", "limit=ten": "limit", "limit=1.5": "limit", "limit=": "limit",
+		"limit=9223372036854775808": "limit", "limit=1&limit=1": "limit", "Limit=1": "Limit",
+		"cursor=": "cursor", "cursor=item/lamp": "cursor", "cursor=!": "cursor", "cursor=Ym94L2E": "cursor", "offset=1": "offset",
+	} {
+		for _, list := range []string{"/v1/items?", "/v1/audit?"} {
+			p := problemOf(t, call(newHandler(newMemory()), "GET", list+query, ""))
+			assert.Equal(t, "invalid", p.Code, query)
+			assert.Equal(t, field, p.Field, query)
+			assert.Contains(t, p.Detail, field+" must")
+		}
+	}
+	p := problemOf(t, call(newHandler(newMemory()), "GET", "/v1/audit?resource=item/lamp&limit=1", ""))
+	assert.Equal(t, "resource", p.Field)
+}
+
+func TestETags(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	h := newHandler(m)
+	for path, change := range map[string]func(){
+		"/v1/items/lamp":  func() { m.items["lamp"] = domain.Item{SKU: "lamp", Name: "Lamp", OnHand: 10, Reserved: 1} },
+		"/v1/coupons/TEN": func() { m.coupons["TEN"] = domain.Coupon{Code: "TEN", MaxRedemptions: 10, Redeemed: 1} },
+		"/v1/reservations/rsv_1": func() {
+			r := m.reservations["rsv_1"]
+			r.State, r.SettledAt = domain.Released, now
+			m.reservations["rsv_1"] = r
+		},
+	} {
+		w := call(h, "GET", path, "")
+		tag := w.Header().Get("ETag")
+		require.NotEmpty(t, tag, path)
+		assert.Equal(t, tag, call(h, "GET", path, "").Header().Get("ETag"), "nothing has changed")
+		for header, status := range map[string]int{
+			tag: 304, "*": 304, "W/" + tag: 304, `"other", ` + tag: 304,
+			`"other"`: 200, "W/": 200, "": 200, strings.Trim(tag, `"`): 200, tag[:len(tag)-2] + `"`: 200,
+		} {
+			w := call(h, "GET", path, "", "If-None-Match", header)
+			assert.Equal(t, status, w.Code, "%s %s", path, header)
+			assert.Equal(t, tag, w.Header().Get("ETag"))
+			assert.Equal(t, status == 304, w.Body.Len() == 0)
+		}
+		change()
+		w = call(h, "GET", path, "", "If-None-Match", tag)
+		assert.Equal(t, 200, w.Code, path)
+		assert.NotEqual(t, tag, w.Header().Get("ETag"), path)
+	}
+}
+
+func TestRestockIfMatch(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	h := newHandler(m)
+	etag := call(h, "GET", "/v1/items/lamp", "").Header().Get("ETag")
+	restock := func(header string) int {
+		return call(h, "POST", "/v1/items/lamp/restocks", `{"quantity":1}`, "If-Match", header).Code
+	}
+	for _, header := range []string{"", `"other"`, "lamp", "W/" + etag, `"` + strings.Repeat("a", 16) + `.` + etag[18:]} {
+		assert.Equal(t, 412, restock(header), header)
+	}
+	stock, _, _ := strings.Cut(etag, ".")
+	assert.Equal(t, 200, restock(stock+`.anything"`), "the fence may have moved on")
+	assert.Equal(t, 412, restock(etag), "the stock has not")
+	assert.EqualValues(t, 11, m.items["lamp"].OnHand)
+	etag = call(h, "GET", "/v1/items/lamp", "").Header().Get("ETag")
+	assert.Equal(t, 200, restock(`"other", `+etag))
+	assert.Equal(t, 200, restock("*"))
+	assert.Equal(t, 404, call(h, "POST", "/v1/items/ghost/restocks", `{"quantity":1}`, "If-Match", "*").Code)
+
+	// What comes between the request and its section counts.
+	etag = call(h, "GET", "/v1/items/lamp", "").Header().Get("ETag")
+	m.during = func(context.Context) { m.items["lamp"] = domain.Item{SKU: "lamp", Name: "Lamp", OnHand: 1} }
+	w := call(h, "POST", "/v1/items/lamp/restocks", `{"quantity":1}`, "If-Match", etag)
+	assert.Equal(t, "precondition_failed", problemOf(t, w).Code)
+	assert.Equal(t, "3.7", w.Header().Get("Fencepost-Token"), "it was decided under a lock")
 }
 
 func TestQueriesThatAuditRefuses(t *testing.T) {

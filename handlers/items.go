@@ -110,13 +110,22 @@ func (s *server) createItem(c echo.Context) error {
 }
 
 func (s *server) items(c echo.Context) error {
-	items, err := s.Service.Items(c.Request().Context())
+	query, err := readQuery(c, "cursor", "limit")
+	if err != nil {
+		return err
+	}
+	page, err := pageOf(query)
+	if err != nil {
+		return err
+	}
+	items, next, err := s.Service.Items(c.Request().Context(), page)
 	if err != nil {
 		return err
 	}
 	answer := struct {
-		Items []itemJSON `json:"items"`
-	}{make([]itemJSON, len(items))}
+		Items      []itemJSON `json:"items"`
+		NextCursor string     `json:"next_cursor,omitempty"`
+	}{make([]itemJSON, len(items)), next}
 	for i, item := range items {
 		answer.Items[i] = itemOf(item)
 	}
@@ -128,7 +137,8 @@ func (s *server) item(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.JSON(http.StatusOK, itemOf(item))
+	body := itemOf(item)
+	return tagged(c, itemTag(body), body)
 }
 
 func (s *server) restock(c echo.Context) error {
@@ -143,7 +153,7 @@ func (s *server) restock(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	item, receipt, err := s.Service.Restock(c.Request().Context(), c.Param("sku"), in.Quantity, once)
+	item, receipt, err := s.Service.Restock(c.Request().Context(), c.Param("sku"), in.Quantity, stockExpected(c.Request()), once)
 	return render(item).answer(c, receipt, err)
 }
 
@@ -215,7 +225,8 @@ func (s *server) reservation(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.JSON(http.StatusOK, reservationOf(reservation))
+	body := reservationOf(reservation)
+	return tagged(c, digest(body), body)
 }
 
 func (s *server) confirm(c echo.Context) error { return settle(c, s.Service.Confirm) }

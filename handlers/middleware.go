@@ -32,7 +32,7 @@ const (
 // requestIDPattern is what a client may call its request. An unchecked value would end up in logs and headers.
 var requestIDPattern = regexp.MustCompile(`^[A-Za-z0-9-]{8,64}$`)
 
-// observe names the request, turns a panic into an error, has errors answered, and writes one log line.
+// observe names the request, turns a panic into an error, has errors answered, counts, and writes one log line.
 func (s *server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		start := time.Now()
@@ -43,13 +43,17 @@ func (s *server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 		c.Set(keyRequestID, id)
 		c.Response().Header().Set(echo.HeaderXRequestID, id)
 
+		c.Request().Pattern = c.Request().Method + " " + c.Path() // as net/http's own router does; traces read it
 		if err := recovered(next)(c); err != nil {
 			c.Error(err)
+		}
+		status := c.Response().Status
+		if c.Path() != pathEvents || status != http.StatusOK { // how long somebody listens says nothing about the service
+			s.Metrics.Request(c.Path(), c.Request().Method, status, time.Since(start))
 		}
 		if c.Path() == pathHealth {
 			return nil // asked every few seconds, and says nothing
 		}
-		status := c.Response().Status
 		attrs := []slog.Attr{
 			slog.String("method", c.Request().Method),
 			slog.String("route", c.Path()),
@@ -149,11 +153,11 @@ func (s *server) shareAcrossInstances(protection *http.CrossOriginProtection) ec
 			if origin := r.Header.Get(echo.HeaderOrigin); s.origins[origin] {
 				h.Set(echo.HeaderAccessControlAllowOrigin, origin)
 				h.Set(echo.HeaderAccessControlExposeHeaders, strings.Join([]string{
-					headerStrategy, headerToken, headerTiming, headerPolicy, headerQuota, echo.HeaderRetryAfter, echo.HeaderLocation, echo.HeaderXRequestID, headerReplayed,
+					headerStrategy, headerToken, headerTiming, headerPolicy, headerQuota, headerETag, echo.HeaderRetryAfter, echo.HeaderLocation, echo.HeaderXRequestID, headerReplayed,
 				}, ", "))
 				if r.Method == http.MethodOptions && r.Header.Get(echo.HeaderAccessControlRequestMethod) != "" {
 					h.Set(echo.HeaderAccessControlAllowMethods, "GET, HEAD, POST")
-					h.Set(echo.HeaderAccessControlAllowHeaders, "Authorization, Content-Type, Idempotency-Key, X-Request-Id")
+					h.Set(echo.HeaderAccessControlAllowHeaders, "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Last-Event-ID, X-Request-Id")
 					h.Set(echo.HeaderAccessControlMaxAge, "600")
 					return c.NoContent(http.StatusNoContent)
 				}
@@ -167,9 +171,13 @@ func (s *server) shareAcrossInstances(protection *http.CrossOriginProtection) ec
 }
 
 // limit bounds how long a request may take and how many of the API's run at once. Health checks and the page are not
-// counted: whoever gets a connection learns that an instance with much to do is neither dead nor gone.
+// counted: whoever gets a connection learns that an instance with much to do is neither dead nor gone. Streams of events
+// last, and have a bound of their own.
 func (s *server) limit(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
+		if c.Path() == pathEvents {
+			return next(c)
+		}
 		if ofAPI(c) {
 			select {
 			case s.slots <- struct{}{}:
@@ -237,7 +245,9 @@ func (s *server) authenticate(c echo.Context) (domain.Caller, error) {
 	if !strings.EqualFold(scheme, "Bearer") || key == "" {
 		return domain.Caller{}, errUnauthorized
 	}
-	caller, err := s.Authenticate(c.Request().Context(), key)
+	ctx, cancel := context.WithTimeout(c.Request().Context(), s.RequestTimeout) // a stream of events has no other limit
+	defer cancel()
+	caller, err := s.Authenticate(ctx, key)
 	if errors.Is(err, domain.ErrNotFound) {
 		return domain.Caller{}, errUnauthorized
 	}

@@ -46,6 +46,8 @@ func TestRoles(t *testing.T) {
 		{"GET", "/v1/strategies", "", 401, 200, 200, 200},
 		{"GET", "/v1/audit", "", 401, 403, 403, 200},
 		{"GET", "/v1/instances", "", 404, 404, 404, 404}, // only where authentication is off
+		{"HEAD", "/v1/events", "", 401, 403, 403, 200},
+		{"GET", "/metrics", "", 401, 200, 200, 200},
 		{"GET", "/healthz", "", 200, 200, 200, 200},
 		{"GET", "/readyz", "", 200, 200, 200, 200},
 		{"GET", "/", "", 200, 200, 200, 200},

@@ -52,7 +52,7 @@ func once[T any](c echo.Context, render func(T) reply) (*domain.Once, error) {
 		return nil, domain.Invalid(headerKey, "must be one key of 8 to 255 letters, digits and ._~:/+=-")
 	}
 	body, _ := c.Get(keyBody).([]byte)
-	request := fmt.Sprintf("%s %s\n%s", c.Request().Method, c.Request().URL.Path, body)
+	request := fmt.Sprintf("%s %s %q\n%s", c.Request().Method, c.Request().URL.Path, c.Request().Header[headerIfMatch], body)
 	id, path := requestID(c), c.Request().URL.EscapedPath()
 	return &domain.Once{
 		Caller: callerOf(c).ID, Key: key, Fingerprint: sha256.Sum256([]byte(request)),

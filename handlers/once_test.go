@@ -65,6 +65,10 @@ func TestKeyOfAnotherRequest(t *testing.T) {
 	assert.Equal(t, 422, w.Code)
 	w = call(h, http.MethodPost, "/v1/reservations/rsv_1/release", ``, idempotencyKey, "order-4711", "Authorization", "Bearer "+shopKey)
 	assert.Equal(t, 422, w.Code, "another path is another request")
+	w = call(h, http.MethodPost, "/v1/items/lamp/restocks", `{"quantity": 1}`, idempotencyKey, "restock-1", "Authorization", "Bearer "+adminKey)
+	require.Equal(t, 200, w.Code)
+	w = call(h, http.MethodPost, "/v1/items/lamp/restocks", `{"quantity": 1}`, idempotencyKey, "restock-1", "Authorization", "Bearer "+adminKey, "If-Match", "*")
+	assert.Equal(t, "idempotency_key_reused", problemOf(t, w).Code, "another condition is another request")
 	assert.Equal(t, 201, reserve(path, `{"quantity": 2}`, "order-4711", adminKey), "another caller's keys are others")
 	assert.Equal(t, 201, reserve(path, `{"quantity": 1}`, "order-4712", shopKey))
 

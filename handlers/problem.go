@@ -26,6 +26,8 @@ var (
 	errIncomplete   = errors.New("the body did not come to its end")
 	errMalformed    = errors.New("the body is not JSON")
 	errOverloaded   = errors.New("too many requests at once")
+	errReaders      = errors.New("too many readers of events")
+	errOwnReaders   = errors.New("too many readers of events of one caller")
 	errNotReady     = errors.New("not ready")
 	errInternal     = errors.New("a fault of ours")
 )
@@ -64,6 +66,10 @@ var problems = []struct {
 	{domain.ErrAlreadyExists, http.StatusConflict, "already_exists", false, "It exists already", "The name is taken. Nothing was written."},
 	{domain.ErrOutOfStock, http.StatusConflict, "out_of_stock", false, "Not enough stock", ""},
 	{domain.ErrWrongState, http.StatusConflict, "wrong_state", false, "Not possible in this state", ""},
+	{
+		domain.ErrChanged, http.StatusPreconditionFailed, "precondition_failed", false, "The item has changed",
+		"The item is not any more what If-Match says. Read it again. " + nothingWritten,
+	},
 	{domain.ErrExpired, http.StatusConflict, "reservation_expired", false, "The reservation has expired", ""},
 	{domain.ErrCouponExhausted, http.StatusConflict, "coupon_exhausted", false, "The coupon is used up", ""},
 	{domain.ErrCustomerLimit, http.StatusConflict, "customer_limit", false, "The customer has used the coupon as often as allowed", ""},
@@ -128,6 +134,8 @@ var problems = []struct {
 	{errIncomplete, http.StatusRequestTimeout, "request_timeout", true, "The body is not complete", "The end of the body did not arrive, or not in time. " + nothingWritten},
 	{errMalformed, http.StatusBadRequest, "malformed", false, "The body is not JSON", ""},
 	{errOverloaded, http.StatusServiceUnavailable, "overloaded", true, "Too many requests at once", "This instance serves as many requests as it may. " + nothingWritten},
+	{errReaders, http.StatusServiceUnavailable, "too_many_readers", true, "Too many readers of events", "This instance has as many open streams of events as it may."},
+	{errOwnReaders, http.StatusTooManyRequests, "too_many_readers", true, "Too many readers of events", "You have as many open streams of events as one caller may. Close one."},
 	{errNotReady, http.StatusServiceUnavailable, "not_ready", true, "Not ready", ""},
 
 	{errInternal, http.StatusInternalServerError, "internal", false, "A fault of ours", "The log knows more under this request_id."},
@@ -178,7 +186,7 @@ func (s *server) answerError(err error, c echo.Context) {
 		h.Set(echo.HeaderWWWAuthenticate, `Bearer realm="fencepost"`)
 	}
 	// The header invites programs to send the request again by themselves.
-	if p.Status == http.StatusServiceUnavailable && p.Retryable {
+	if p.Retryable && (p.Status == http.StatusServiceUnavailable || p.Status == http.StatusTooManyRequests) {
 		h.Set(echo.HeaderRetryAfter, "1")
 	}
 	if limited, ok := errors.AsType[*domain.LimitedError](err); ok {
@@ -193,6 +201,18 @@ const typeProblem = "application/problem+json"
 func requestID(c echo.Context) string {
 	id, _ := c.Get(keyRequestID).(string)
 	return id
+}
+
+// Outcome names what a section ended with: "committed", or the code that its error has in answers.
+func Outcome(err error) string {
+	if err == nil {
+		return "committed"
+	}
+	code := newProblem(err).Code
+	if code == "internal" && errors.Is(err, context.Canceled) {
+		return "client_gone"
+	}
+	return code
 }
 
 func newProblem(err error) problem {

@@ -25,6 +25,15 @@ func TestEveryErrorHasItsAnswer(t *testing.T) {
 		Grant:        domain.Grant{Key: "item/lamp", Strategy: "redis", Epoch: 2, Token: 9007199254740993},
 		CurrentEpoch: 3, CurrentToken: 9007199254740995,
 	}
+	// Those that a reservation cannot end with are asked for where they belong.
+	redeem := [2]string{"/v1/coupons/TEN/redemptions", `{"customer_id":"c"}`}
+	confirm := [2]string{"/v1/reservations/rsv_1/confirm", ""}
+	elsewhere := map[string][2]string{
+		"already_exists":      {"/v1/items", `{"sku":"vase","name":"Vase","stock":1}`},
+		"precondition_failed": {"/v1/items/lamp/restocks", `{"quantity":1}`},
+		"wrong_state":         confirm, "reservation_expired": confirm,
+		"coupon_exhausted": redeem, "coupon_expired": redeem, "customer_limit": redeem,
+	}
 	for _, tt := range []struct {
 		err       error
 		status    int
@@ -36,6 +45,7 @@ func TestEveryErrorHasItsAnswer(t *testing.T) {
 		{fmt.Errorf("item: %w", domain.ErrAlreadyExists), 409, "already_exists", false},
 		{fmt.Errorf("item: %w", domain.ErrOutOfStock), 409, "out_of_stock", false},
 		{fmt.Errorf("item: %w", domain.ErrWrongState), 409, "wrong_state", false},
+		{fmt.Errorf("item: %w", domain.ErrChanged), 412, "precondition_failed", false},
 		{fmt.Errorf("item: %w", domain.ErrExpired), 409, "reservation_expired", false},
 		{fmt.Errorf("item: %w", domain.ErrCouponExhausted), 409, "coupon_exhausted", false},
 		{fmt.Errorf("item: %w", domain.ErrCustomerLimit), 409, "customer_limit", false},
@@ -59,12 +69,16 @@ func TestEveryErrorHasItsAnswer(t *testing.T) {
 			t.Parallel()
 			m := newMemory()
 			m.err = tt.err
-			w := call(newHandler(m), "POST", "/v1/items/lamp/reservations", `{"quantity":1}`)
+			to, ok := elsewhere[tt.code]
+			if !ok {
+				to = [2]string{"/v1/items/lamp/reservations", `{"quantity":1}`}
+			}
+			w := call(newHandler(m), "POST", to[0], to[1])
 			p := problemOf(t, w)
 			assert.Equal(t, tt.status, w.Code)
 			assert.Equal(t, tt.code, p.Code)
 			assert.Equal(t, tt.retryable, p.Retryable)
-			assert.Equal(t, "/v1/items/lamp/reservations", p.Instance)
+			assert.Equal(t, to[0], p.Instance)
 			assert.NotContains(t, w.Body.String(), "hunter2")
 			assert.NotContains(t, w.Body.String(), "10.0.0.7")
 			if tt.status == 503 {

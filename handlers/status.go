@@ -2,10 +2,7 @@ package handlers
 
 import (
 	"fmt"
-	"maps"
 	"net/http"
-	"net/url"
-	"slices"
 	"strconv"
 	"time"
 
@@ -18,6 +15,10 @@ type authorityJSON struct {
 	Scope domain.Scope `json:"scope"`
 	Epoch string       `json:"epoch"`
 	Since time.Time    `json:"since"`
+}
+
+func newAuthorityJSON(a domain.Authority) authorityJSON {
+	return authorityJSON{Scope: a.Scope, Epoch: strconv.FormatInt(a.Epoch, 10), Since: a.Since.UTC()}
 }
 
 type strategyJSON struct {
@@ -49,7 +50,7 @@ func (s *server) strategies(c echo.Context) error {
 			j.Server = st.Server
 		}
 		for k, a := range st.InCharge {
-			j.InCharge[k] = authorityJSON{Scope: a.Scope, Epoch: strconv.FormatInt(a.Epoch, 10), Since: a.Since.UTC()}
+			j.InCharge[k] = newAuthorityJSON(a)
 		}
 		answer.Strategies[i] = j
 	}
@@ -86,44 +87,37 @@ func AuditJSON(r domain.AuditRow) any { return auditOf(r) }
 
 // audit answers 200 whatever the verdict is: the audit itself has worked.
 func (s *server) audit(c echo.Context) error {
-	resource, err := auditQuery(c.Request().URL)
+	query, err := readQuery(c, "resource", "cursor", "limit")
 	if err != nil {
 		return err
 	}
-	rows, err := s.Service.Audit(c.Request().Context(), resource)
+	var rows []domain.AuditRow
+	var next string
+	if resource, one := query["resource"]; one {
+		if len(query) > 1 {
+			return domain.Invalid("resource", "must be given alone: it has no pages")
+		}
+		rows, err = s.Service.Audit(c.Request().Context(), domain.Key(resource))
+	} else {
+		var page domain.Page
+		if page, err = pageOf(query); err != nil {
+			return err
+		}
+		rows, next, err = s.Service.AuditPage(c.Request().Context(), page)
+	}
 	if err != nil {
 		return err
 	}
 	answer := struct {
-		OK        bool        `json:"ok"`
-		Resources []auditJSON `json:"resources"`
-	}{true, make([]auditJSON, len(rows))}
+		OK         bool        `json:"ok"` // of what is listed here
+		Resources  []auditJSON `json:"resources"`
+		NextCursor string      `json:"next_cursor,omitempty"`
+	}{true, make([]auditJSON, len(rows)), next}
 	for i, r := range rows {
 		answer.OK = answer.OK && r.OK()
 		answer.Resources[i] = auditOf(r)
 	}
 	return c.JSON(http.StatusOK, answer)
-}
-
-// auditQuery reads the query as strictly as bodies are read: a misspelt parameter would otherwise ask for everything.
-func auditQuery(u *url.URL) (resource domain.Key, err error) {
-	query, err := url.ParseQuery(u.RawQuery)
-	if err != nil {
-		return "", domain.Invalid("query", "must be name=value, escaped as in a form")
-	}
-	for _, name := range slices.Sorted(maps.Keys(query)) {
-		values := query[name]
-		switch {
-		case name != "resource":
-			return "", domain.Invalid(shown(name), "must be left out: there is no such parameter")
-		case len(values) > 1:
-			return "", domain.Invalid(name, "must be given once")
-		case values[0] == "":
-			return "", domain.Invalid(name, "must not be empty; leave it out instead")
-		}
-		resource = domain.Key(values[0])
-	}
-	return resource, nil
 }
 
 // healthz says that the process is alive. It asks no server: a restart would not mend one.

@@ -14,12 +14,13 @@ import (
 //
 // Every server is asked before the first scope is claimed: an instance that cannot start must not turn away the others first.
 func (g *Guard) Claim(ctx context.Context, strategies map[domain.Scope]string) error {
-	fingerprints, orders := map[domain.Scope]string{}, map[domain.Scope]domain.Authority{}
+	fingerprints, orders, before := map[domain.Scope]string{}, map[domain.Scope]domain.Authority{}, map[domain.Scope]int64{}
 	for scope, strategy := range strategies {
 		a, err := g.db.AuthorityOf(ctx, scope)
 		if err != nil && !errors.Is(err, domain.ErrNotFound) {
 			return err
 		}
+		before[scope] = a.Epoch
 		if a.DecidedBy == domain.ByOperator && a.Strategy != strategy {
 			// The servers of the configured strategy are not asked: they may be what the operator has switched away from.
 			strategy, orders[scope] = a.Strategy, a
@@ -43,6 +44,9 @@ func (g *Guard) Claim(ctx context.Context, strategies map[domain.Scope]string) e
 		}
 		if _, err := g.reigns.accept(ctx, g, a); err != nil {
 			return fmt.Errorf("joining those who run %s: %w", scope, err)
+		}
+		if a.Epoch != before[scope] {
+			g.observe(domain.Event{Kind: domain.EventTakenOver, Authority: &a})
 		}
 		g.log.Info("lock authority", "scope", a.Scope, "strategy", a.Strategy, "epoch", a.Epoch, "since", a.Since)
 	}

@@ -42,6 +42,11 @@ type Options struct {
 	MaxBatch int           // sections for one key that share a lock and a transaction; 1: none does
 	MaxQueue int           // sections that may wait in this process for one key
 	Log      *slog.Logger
+	// Observe, if set, is told what happens to locks and at the fence. It is called while locks are held, from several
+	// goroutines at once, so it must not wait for anything.
+	Observe func(domain.Event)
+	// Span, if set, begins a span of a trace, and returns the context for what is part of it and the function that ends it.
+	Span func(ctx context.Context, name string, keys []domain.Key) (context.Context, func([]domain.Grant, error))
 }
 
 // Guard implements domain.Guard over any mix of strategies.
@@ -51,6 +56,7 @@ type Guard struct {
 	lockWait time.Duration
 	maxBatch int
 	log      *slog.Logger
+	watcher  watcher
 	reigns   reigns
 	queues   queues
 }
@@ -59,7 +65,7 @@ var _ domain.Guard = (*Guard)(nil)
 
 // NewGuard makes a guard. Claim tells it which strategy this instance uses for a scope.
 func NewGuard(db Database, backends Backends, o Options) *Guard {
-	g := &Guard{db: db, backends: backends, lockWait: o.LockWait, maxBatch: max(o.MaxBatch, 1), log: o.Log}
+	g := &Guard{db: db, backends: backends, lockWait: o.LockWait, maxBatch: max(o.MaxBatch, 1), log: o.Log, watcher: watcher{tell: o.Observe, trace: o.Span}}
 	g.queues = queues{guard: g, limit: max(o.MaxQueue, 1), of: map[domain.Key]*queue{}}
 	return g
 }
@@ -85,6 +91,9 @@ func (g *Guard) Do(ctx context.Context, section domain.Section) (receipt domain.
 	if len(keys) == 0 {
 		return receipt, errors.New("locking: a section needs at least one key")
 	}
+	began := time.Now()
+	ctx, end := g.span(ctx, "section", keys)
+	defer func() { g.ended(keys, began, receipt, err); end(receipt.Grants, err) }()
 	wait, cancel := context.WithTimeoutCause(ctx, g.lockWait, domain.ErrLockTimeout)
 	defer cancel() // all tries share one wait
 	if g.maxBatch > 1 && len(keys) == 1 && !section.Alone {
@@ -139,10 +148,14 @@ type hold struct {
 	taken    []*Lease      // in the order in which they were acquired
 	turn     time.Duration // how long it may be kept for one batch after another
 	excludes bool
+	acquire  time.Duration // from asking for the first lock until the last was held
+	since    time.Time     // when the last lease was acquired
+	working  time.Duration // in transactions, which is how long row locks were held
 }
 
 // hold acquires the keys, which are sorted. wait is the part of ctx in which they have to come free.
 func (g *Guard) hold(ctx, wait context.Context, keys []domain.Key) (h *hold, err error) {
+	began := time.Now()
 	h = &hold{guard: g, grants: make([]domain.Grant, 0, len(keys)), leases: make(map[domain.Key]*Lease, len(keys)), excludes: true}
 	h.section, h.lose = context.WithCancelCause(ctx)
 	defer func() {
@@ -165,21 +178,26 @@ func (g *Guard) hold(ctx, wait context.Context, keys []domain.Key) (h *hold, err
 			ID: domain.GrantID(uuid.New()), RowLock: bound.backend.RowLocks,
 		}
 		if bound.backend.Locker != nil {
-			lease, err := bound.backend.Locker.Acquire(wait, key, grant.ID)
+			acquiring, end := g.span(wait, "lock", []domain.Key{key})
+			lease, err := bound.backend.Locker.Acquire(acquiring, key, grant.ID)
 			if err != nil {
+				end(nil, err)
 				return h, fmt.Errorf("acquiring %s: %w", key, waitError(wait, err))
 			}
 			h.taken = append(h.taken, lease)
 			h.leases[key] = lease
 			grant.Token = lease.Token
+			end([]domain.Grant{grant}, nil)
 			if lease.Extend != nil {
-				go lease.keep(h.section, h.lose)
+				go lease.keep(h.section, h.losing(grant))
 			}
 		}
 		h.grants = append(h.grants, grant)
 		h.turn = bound.backend.Turn
 		h.excludes = h.excludes && bound.backend.excludes()
 	}
+	h.since = time.Now()
+	h.acquire = h.since.Sub(began)
 	return h, nil
 }
 
@@ -191,6 +209,11 @@ func (h *hold) transact(lockWait time.Duration, collect func() []domain.Section)
 		receipt.Grants = h.grants
 	}
 	receipt.Batch = len(outcomes)
+	h.working += receipt.Database
+	h.acquire += receipt.LockWait // for rows
+	if len(receipt.Grants) > 0 && receipt.Grants[0].RowLock {
+		h.grants = receipt.Grants // with the tokens that the rows have issued
+	}
 	var refused *domain.RefusedError
 	if errors.As(err, &refused) {
 		retry = h.guard.refused(h.section, refused, h.leases[refused.Refusal.Grant.Key])
@@ -204,6 +227,7 @@ func (h *hold) end() {
 	for _, lease := range slices.Backward(h.taken) {
 		h.guard.release(h.section, lease)
 	}
+	h.released()
 }
 
 // waitError names the reason why a wait was cut short; drivers only report that their context ended.
@@ -236,7 +260,8 @@ func (g *Guard) refused(ctx context.Context, e *domain.RefusedError, lease *Leas
 	if err := g.db.RecordRefusal(ctx, e.Refusal); err != nil {
 		g.log.Error("a refusal could not be recorded", "refusal", e.Error(), "error", err)
 	}
-	g.log.Warn("the fence refused a write", "resource", grant.Key, "reason", e.Refusal.Reason, "strategy", grant.Strategy,
+	g.observe(domain.Event{Kind: domain.EventRefused, Refusal: &e.Refusal})
+	g.log.WarnContext(ctx, "the fence refused a write", "resource", grant.Key, "reason", e.Refusal.Reason, "strategy", grant.Strategy,
 		"epoch", grant.Epoch, "token", grant.Token, "current_epoch", e.Refusal.CurrentEpoch, "current_token", e.Refusal.CurrentToken)
 
 	switch {

@@ -207,6 +207,7 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 		q.mu.Unlock()
 		return false
 	}
+	q.guard.observe(domain.Event{Kind: domain.EventBatch, Grants: receipt.Grants, Batch: len(batch)})
 	for i, c := range batch {
 		c.receipt = receipt
 		c.receipt.LockWait = began.Sub(c.arrived)

@@ -87,14 +87,14 @@ func (r *reigns) accept(ctx context.Context, g *Guard, a domain.Authority) (bool
 	}
 	r.mu.Unlock()
 	if shared && a.Strategy != configured && a.DecidedBy == domain.ByConfiguration {
-		return false, superseded(a, "this instance uses "+configured)
+		return false, g.superseded(a, "this instance uses "+configured)
 	}
 	backend, err := g.backends.find(a.Strategy)
 	if err != nil {
 		return false, &domain.UnavailableError{Server: a.Strategy, Err: err}
 	}
 	if shared && backend.Problem != "" {
-		return false, superseded(a, backend.Problem)
+		return false, g.superseded(a, backend.Problem)
 	}
 	fingerprint, err := backend.fingerprint(ctx, false)
 	if err == nil && fingerprint != a.Fingerprint {
@@ -107,18 +107,14 @@ func (r *reigns) accept(ctx context.Context, g *Guard, a domain.Authority) (bool
 		r.accepted(g, a)
 		return true, nil
 	case shared && (last.Strategy != a.Strategy || last.Fingerprint != a.Fingerprint):
-		return false, superseded(a, "this instance uses other servers of it")
+		return false, g.superseded(a, "this instance uses other servers of it")
 	}
 	if a, err = g.db.ClaimAuthority(ctx, a.Scope, a.Strategy, fingerprint, ""); err != nil {
 		return false, err
 	}
+	g.observe(domain.Event{Kind: domain.EventRaised, Authority: &a})
 	g.log.Warn("a lock authority has lost its memory, and with it its reign", "scope", a.Scope, "strategy", a.Strategy, "epoch", a.Epoch)
 	return false, nil
-}
-
-func superseded(a domain.Authority, why string) error {
-	return fmt.Errorf("%w: %s is run by %s since %s; %s",
-		domain.ErrSuperseded, a.Scope, a.Strategy, a.Since.UTC().Format("2006-01-02 15:04:05"), why)
 }
 
 // accepted makes the authority the current one of its scope, unless a newer one is known.
@@ -133,6 +129,9 @@ func (r *reigns) accepted(g *Guard, a domain.Authority) {
 		r.current = map[domain.Scope]*domain.Authority{}
 	}
 	r.current[a.Scope] = &a
+	if last != nil && last.Strategy != a.Strategy {
+		g.observe(domain.Event{Kind: domain.EventTakenOver, Authority: &a})
+	}
 	if configured, shared := r.configured[a.Scope]; shared && a.Strategy != configured && (last == nil || last.Strategy != a.Strategy) {
 		g.log.Warn("following an operator's order instead of the configuration", "scope", a.Scope, "strategy", a.Strategy,
 			"configured", configured, "epoch", a.Epoch, "since", a.Since)
@@ -196,6 +195,7 @@ func (r *reigns) raise(ctx context.Context, g *Guard, key domain.Key, from int64
 		g.log.Error("an authority's counter has gone back, and its epoch could not be raised", "scope", scope, "error", err)
 		return false
 	}
+	g.observe(domain.Event{Kind: domain.EventRaised, Authority: &a})
 	g.log.Warn("an authority's counter has gone back; its epoch was raised", "scope", scope, "strategy", a.Strategy, "epoch", a.Epoch)
 	r.forget(key, from)
 	return true

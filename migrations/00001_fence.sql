@@ -35,8 +35,12 @@ REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO fencepost_service;
 
 -- What exists here was made for the owner alone; each right of the service's role is named one by one.
+--
+-- Keys of resources are collated "C", here and in 00002: in byte order, which no upgrade of the system's locales changes
+-- under an index, and by which lists are read page by page. All of them, because an index is of no use to a comparison in
+-- another collation than its own.
 CREATE TABLE authorities (
-    scope       text        PRIMARY KEY CHECK (scope IN ('inventory', 'coupons') OR scope ~ '^(item|coupon)/'),
+    scope       text COLLATE "C" PRIMARY KEY CHECK (scope IN ('inventory', 'coupons') OR scope ~ '^(item|coupon)/'),
     strategy    text        NOT NULL CHECK (strategy <> ''),
     fingerprint text        NOT NULL,
     epoch       bigint      NOT NULL CHECK (epoch > 0),
@@ -49,8 +53,8 @@ COMMENT ON COLUMN authorities.decided_by IS
     'configuration: an instance took over when it started. operator: an order, which instances that are configured otherwise follow. both: an order with which an instance that started since agrees. The fence does not read it.';
 
 CREATE TABLE fences (
-    resource     text    PRIMARY KEY CHECK (resource ~ '^(item|coupon)/.'),
-    scope        text    NOT NULL REFERENCES authorities,
+    resource     text COLLATE "C" PRIMARY KEY CHECK (resource ~ '^(item|coupon)/.'),
+    scope        text COLLATE "C" NOT NULL REFERENCES authorities,
     fencing      text    NOT NULL CHECK (fencing IN ('enforced', 'off')),
     epoch        bigint  NOT NULL CHECK (epoch >= 0),
     token        bigint  NOT NULL CHECK (token >= 0),
@@ -68,7 +72,7 @@ COMMENT ON TABLE fences IS 'Per resource the newest (epoch, token, grant) that P
 
 CREATE TABLE refusals (
     id              uuid        PRIMARY KEY,
-    resource        text        NOT NULL,
+    resource        text COLLATE "C" NOT NULL,
     reason          text        NOT NULL,
     strategy        text        NOT NULL,
     presented_epoch bigint      NOT NULL,
@@ -102,17 +106,20 @@ END $$;
 -- +goose StatementEnd
 
 -- locked_fence returns the fence of a resource with its row locked, after making sure that the strategy and the epoch are
--- the ones in charge. The authority is read after the row was locked: a transaction that waited here must see the reign
+-- the ones in charge. Where fencing is off neither is looked at, and the row is locked only if that is asked for. The authority is read after the row was locked: a transaction that waited here must see the reign
 -- that is in charge when it goes on, not the one when it began to wait. The authority's row itself need not be locked: a
 -- reign that begins a moment later presents a larger epoch, waits for this row, and reads what this transaction left.
 -- +goose StatementBegin
-CREATE FUNCTION locked_fence(p_resource text, p_strategy text, p_epoch bigint, p_token bigint)
+CREATE FUNCTION locked_fence(p_resource text, p_strategy text, p_epoch bigint, p_token bigint, p_lock_off boolean)
 RETURNS fences LANGUAGE plpgsql AS $$
 DECLARE
     f public.fences;
     a public.authorities;
 BEGIN
-    SELECT * INTO f FROM public.fences WHERE resource = p_resource FOR UPDATE;
+    SELECT * INTO f FROM public.fences WHERE resource = p_resource AND (p_lock_off OR fencing = 'enforced') FOR UPDATE;
+    IF NOT FOUND THEN
+        SELECT * INTO f FROM public.fences WHERE resource = p_resource; -- fencing never changes
+    END IF;
     IF NOT FOUND THEN
         PERFORM public.refuse('FP006', pg_catalog.format('%s does not exist', p_resource),
             p_resource, p_strategy, p_epoch, p_token, NULL, NULL, NULL, NULL);
@@ -145,10 +152,10 @@ RETURNS text LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_
 DECLARE
     f public.fences;
 BEGIN
-    IF EXISTS (SELECT FROM public.fences WHERE resource = p_resource AND fencing = 'off') THEN
+    f := public.locked_fence(p_resource, p_strategy, p_epoch, p_token, false);
+    IF f.fencing = 'off' THEN
         RETURN 'off';
     END IF;
-    f := public.locked_fence(p_resource, p_strategy, p_epoch, p_token);
     IF p_token IS NULL OR p_token <= 0 OR p_grant IS NULL THEN
         PERFORM public.refuse('FP005', pg_catalog.format('%s is fenced, and the grant carries no token', p_resource),
             p_resource, p_strategy, p_epoch, p_token, f.strategy, f.epoch, f.token, f.grant_id);
@@ -167,7 +174,7 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- lock_row is the whole of the strategy postgres: SELECT … FOR UPDATE on the resource's row in fences, then present with
+-- lock_row is the whole of the strategy postgres: SELECT … FOR UPDATE on the resource's row in fences, and a presentation of
 -- the next token. Lock and counter are one row, so the token is issued by the lock's authority in the step that takes the
 -- lock. Returns the token, or NULL where fencing is off: the row is locked then as well, so the strategy excludes, but
 -- nothing is fenced. A transaction that already holds the row with the same grant keeps its token.
@@ -175,11 +182,15 @@ END $$;
 CREATE FUNCTION lock_row(p_resource text, p_epoch bigint, p_grant uuid)
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    f public.fences := public.locked_fence(p_resource, 'postgres', p_epoch, NULL);
+    f public.fences := public.locked_fence(p_resource, 'postgres', p_epoch, NULL, true);
     t bigint;
 BEGIN
     IF f.fencing = 'off' THEN
         RETURN NULL;
+    END IF;
+    IF p_grant IS NULL THEN
+        PERFORM public.refuse('FP005', pg_catalog.format('%s is fenced, and a row lock needs a grant', p_resource),
+            p_resource, 'postgres', p_epoch, NULL, f.strategy, f.epoch, f.token, f.grant_id);
     END IF;
     IF f.epoch > p_epoch OR (f.epoch = p_epoch AND f.token = 9223372036854775807) THEN
         PERFORM public.refuse('FP001', pg_catalog.format('no token is left above %s.%s for %s', f.epoch, f.token, p_resource),
@@ -188,7 +199,10 @@ BEGIN
     t := CASE WHEN f.epoch < p_epoch THEN 1
               WHEN f.grant_id = p_grant THEN f.token
               ELSE f.token + 1 END;
-    PERFORM public.present(p_resource, 'postgres', p_epoch, t, p_grant);
+    UPDATE public.fences
+       SET epoch = p_epoch, token = t, grant_id = p_grant, strategy = 'postgres', turn = turn + 1,
+           presented_in = pg_catalog.pg_current_xact_id(), presented_at = pg_catalog.now()
+     WHERE resource = p_resource;
     RETURN t;
 END $$;
 -- +goose StatementEnd
@@ -339,11 +353,15 @@ BEGIN
     RETURN NEW;
 END $$;
 -- +goose StatementEnd
-CREATE TRIGGER guard_fence BEFORE UPDATE ON fences FOR EACH ROW EXECUTE FUNCTION guard_fence();
+-- The condition is that of the function, in short: an ordinary presentation does not have to call it.
+CREATE TRIGGER guard_fence BEFORE UPDATE ON fences FOR EACH ROW
+    WHEN (NEW.resource <> OLD.resource OR NEW.fencing <> OLD.fencing OR NEW.scope <> OLD.scope
+          OR (NEW.epoch, NEW.token) < (OLD.epoch, OLD.token))
+    EXECUTE FUNCTION guard_fence();
 ALTER TABLE fences ENABLE ALWAYS TRIGGER guard_fence;
 
 REVOKE ALL ON FUNCTION refuse(text, text, text, text, bigint, bigint, text, bigint, bigint, uuid),
-    locked_fence(text, text, bigint, bigint), present(text, text, bigint, bigint, uuid), lock_row(text, bigint, uuid),
+    locked_fence(text, text, bigint, bigint, boolean), present(text, text, bigint, bigint, uuid), lock_row(text, bigint, uuid),
     claim_authority(text, text, text, text), raise_epoch(text, bigint),
     create_fence(text, text, text, text, uuid), switch_resource(text, text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION present(text, text, bigint, bigint, uuid), lock_row(text, bigint, uuid),

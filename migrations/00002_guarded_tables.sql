@@ -5,7 +5,7 @@
 
 -- +goose Up
 CREATE TABLE items (
-    resource   text        PRIMARY KEY REFERENCES fences,
+    resource   text COLLATE "C" PRIMARY KEY REFERENCES fences,
     sku        text        NOT NULL GENERATED ALWAYS AS (substr(resource, 6)) STORED,
     name       text        NOT NULL CHECK (name <> ''),
     on_hand    bigint      NOT NULL CHECK (on_hand BETWEEN 0 AND 1000000000),
@@ -17,7 +17,7 @@ CREATE TABLE items (
 COMMENT ON COLUMN items.on_hand IS 'In stock, held units included, sold units not.';
 
 CREATE TABLE reservation_lines (
-    resource    text        NOT NULL CHECK (resource LIKE 'item/%'),
+    resource    text COLLATE "C" NOT NULL CHECK (resource LIKE 'item/%'),
     reservation uuid        NOT NULL,
     quantity    bigint      NOT NULL CHECK (quantity > 0),
     state       text        NOT NULL CHECK (state IN ('held', 'confirmed', 'released', 'expired')),
@@ -31,7 +31,7 @@ CREATE TABLE reservation_lines (
 CREATE INDEX reservation_lines_reservation ON reservation_lines (reservation);
 
 CREATE TABLE coupons (
-    resource           text        PRIMARY KEY REFERENCES fences,
+    resource           text COLLATE "C" PRIMARY KEY REFERENCES fences,
     code               text        NOT NULL GENERATED ALWAYS AS (substr(resource, 8)) STORED,
     max_redemptions    bigint      NOT NULL CHECK (max_redemptions BETWEEN 1 AND 1000000000),
     per_customer_limit bigint      CHECK (per_customer_limit > 0),
@@ -43,7 +43,7 @@ CREATE TABLE coupons (
 ) WITH (fillfactor = 50);
 
 CREATE TABLE redemptions (
-    resource    text        NOT NULL CHECK (resource LIKE 'coupon/%'),
+    resource    text COLLATE "C" NOT NULL CHECK (resource LIKE 'coupon/%'),
     redemption  uuid        NOT NULL,
     customer_id text        NOT NULL,
     reservation uuid,
@@ -57,7 +57,7 @@ CREATE INDEX redemptions_redemption ON redemptions (redemption);
 CREATE INDEX redemptions_customer ON redemptions (resource, customer_id) WHERE state = 'redeemed';
 
 CREATE TABLE ledger (
-    resource       text        NOT NULL,
+    resource       text COLLATE "C" NOT NULL,
     entry          uuid        NOT NULL,
     kind           text        NOT NULL CHECK (kind IN ('create', 'restock', 'hold', 'confirm', 'release', 'expire', 'redeem', 'rollback')),
     reference      uuid,
@@ -178,7 +178,7 @@ GRANT UPDATE (state, settled_at) ON redemptions TO fencepost_service;
 -- An answer is written in the transaction of what it says, or not at all. The resource leads its key, so that it is found
 -- where the transaction is; a key that was used for another resource is found by the index.
 CREATE TABLE answers (
-    resource    text        NOT NULL,
+    resource    text COLLATE "C" NOT NULL,
     caller      text        NOT NULL,
     key         text        NOT NULL CHECK (length(key) BETWEEN 1 AND 255),
     fingerprint bytea       NOT NULL CHECK (length(fingerprint) = 32),

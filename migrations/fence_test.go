@@ -408,7 +408,7 @@ func attacks() []attack {
 		{"join those who may write everything", "", []string{`GRANT pg_write_all_data TO fencepost_service`}, noPermission},
 
 		// The names that the functions use.
-		{"call the inner function", "", []string{`SELECT locked_fence('item/a', 'redis', 2, 6)`}, noPermission},
+		{"call the inner function", "", []string{`SELECT locked_fence('item/a', 'redis', 2, 6, true)`}, noPermission},
 		{"call refuse", "", []string{`SELECT refuse('FP001', '', '', '', 0, 0, '', 0, 0, NULL)`}, noPermission},
 		{"call the guard", "", []string{`SELECT guard_row()`}, "0A000"}, // trigger functions can only be called as triggers
 		{"replace present", "", []string{`CREATE OR REPLACE FUNCTION present(text, text, bigint, bigint, uuid) RETURNS text LANGUAGE sql AS $$ SELECT 'off' $$`}, noPermission},

@@ -2,6 +2,7 @@ package migrations_test
 
 import (
 	"database/sql"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -92,4 +93,14 @@ func TestUpCannotConnect(t *testing.T) {
 	t.Parallel()
 	_, err := migrations.Up(t.Context(), "postgres://nobody@127.0.0.1:1/nothing?sslmode=disable", discard)
 	require.ErrorContains(t, err, "127.0.0.1:1")
+}
+
+// A key that was collated otherwise in one table than in the next would put their joins beyond the reach of an index.
+func TestKeysAreInByteOrder(t *testing.T) {
+	t.Parallel()
+	conn := postgrestest.Connect(t, postgrestest.New(t).OwnerURL)
+	const keys = `SELECT count(*) FROM information_schema.columns
+		WHERE table_schema = 'public' AND column_name IN ('resource', 'scope') AND collation_name IS %s 'C'`
+	assert.Positive(t, value[int](t, conn, fmt.Sprintf(keys, "NOT DISTINCT FROM")))
+	assert.Zero(t, value[int](t, conn, fmt.Sprintf(keys, "DISTINCT FROM")))
 }

@@ -1,5 +1,6 @@
 // Package web is the demo page: a race of many buyers for one item, over every running instance, with the database's own
 // count at the end. The page is plain HTML, CSS and ES modules, embedded as they are read here; there is no build step.
+// Beside it, at /docs, is a page that shows the OpenAPI document, with Swagger UI.
 //
 // It promises that the page loads nothing from other hosts and sends requests to no one but the instances it was told of:
 // the browser enforces both through the Content-Security-Policy. It talks to the service as any other client does, over
@@ -8,16 +9,20 @@ package web
 
 import (
 	"bytes"
+	"compress/gzip"
 	"crypto/sha256"
 	"embed"
 	"encoding/base64"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"net/url"
 	"path"
 	"strings"
 	"time"
+
+	swaggerui "github.com/swaggest/swgui/v5/static"
 )
 
 //go:embed static
@@ -45,9 +50,13 @@ type asset struct {
 // instance that it came from. Files panics when one of them is not an absolute http or https URL; configuration is checked
 // before it gets here.
 func Files(connect []string) map[string]http.Handler {
-	csp := policy(connect)
+	page := policy(connect)
 	files := make(map[string]http.Handler)
 	for at, a := range load() {
+		csp := page
+		if at == "/docs" || strings.HasPrefix(at, "/docs/") {
+			csp = docsPolicy
+		}
 		files[at] = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			h := w.Header()
 			h.Set("Content-Type", a.contentType)
@@ -77,19 +86,55 @@ func load() map[string]asset {
 		if !ok {
 			return fmt.Errorf("%s: no content type is known for this kind of file", name)
 		}
-		at := strings.TrimPrefix(name, "static")
-		if at == "/index.html" {
-			at = "/"
-		}
-		sum := sha256.Sum256(body)
-		assets[at] = asset{body, contentType, `"` + base64.RawURLEncoding.EncodeToString(sum[:12]) + `"`}
+		assets[address(strings.TrimPrefix(name, "static"))] = newAsset(body, contentType)
 		return nil
 	})
+	for _, name := range []string{"swagger-ui.css", "swagger-ui-bundle.js"} {
+		if err == nil {
+			assets["/docs/"+name], err = swaggerUI(name)
+		}
+	}
 	if err != nil {
 		panic("web: " + err.Error()) // the files are part of the program
 	}
 	return assets
 }
+
+// address is the path of the URL of an embedded file.
+func address(name string) string {
+	if folder, ok := strings.CutSuffix(name, "/index.html"); ok {
+		return "/" + strings.TrimPrefix(folder, "/")
+	}
+	return name
+}
+
+func newAsset(body []byte, contentType string) asset {
+	sum := sha256.Sum256(body)
+	return asset{body, contentType, `"` + base64.RawURLEncoding.EncodeToString(sum[:12]) + `"`}
+}
+
+// swaggerUI is a file of Swagger UI. The library's own page is of no use here: its scripts and styles are inline.
+func swaggerUI(name string) (asset, error) {
+	file, err := swaggerui.FS.Open(name + ".gz")
+	if err != nil {
+		return asset{}, err
+	}
+	unpacked, err := gzip.NewReader(file)
+	if err != nil {
+		return asset{}, fmt.Errorf("%s: %w", name, err)
+	}
+	body, err := io.ReadAll(unpacked)
+	if err != nil {
+		return asset{}, fmt.Errorf("%s: %w", name, err)
+	}
+	return newAsset(body, contentTypes[path.Ext(name)]), nil
+}
+
+// docsPolicy allows Swagger UI its files and the pictures inside its style sheet, and calls of this instance alone.
+const docsPolicy = "default-src 'self'; img-src 'self' data:" + nothingElse
+
+// nothingElse ends every policy.
+const nothingElse = "; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
 
 // policy allows the page its own files and, for requests alone, the other instances.
 func policy(connect []string) string {
@@ -102,6 +147,5 @@ func policy(connect []string) string {
 		// Only the origin: a path or a semicolon behind it would change the policy.
 		sources = append(sources, u.Scheme+"://"+u.Host)
 	}
-	return "default-src 'self'; connect-src " + strings.Join(sources, " ") +
-		"; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
+	return "default-src 'self'; connect-src " + strings.Join(sources, " ") + nothingElse
 }

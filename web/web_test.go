@@ -37,6 +37,11 @@ func TestFilesHaveTheirTypes(t *testing.T) {
 		"/api.js":    "text/javascript; charset=utf-8",
 		"/style.css": "text/css; charset=utf-8",
 		"/icon.svg":  "image/svg+xml",
+
+		"/docs":                      "text/html; charset=utf-8",
+		"/docs/docs.js":              "text/javascript; charset=utf-8",
+		"/docs/swagger-ui.css":       "text/css; charset=utf-8",
+		"/docs/swagger-ui-bundle.js": "text/javascript; charset=utf-8",
 	}
 	for path, want := range types {
 		response, body := get(t, http.MethodGet, path, nil)
@@ -90,9 +95,14 @@ func TestPolicy(t *testing.T) {
 	if policy != want {
 		t.Errorf("policy\n%s\nwant\n%s", policy, want)
 	}
+	response, docs := get(t, http.MethodGet, "/docs", nil)
+	const wantDocs = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
+	if policy := response.Header.Get("Content-Security-Policy"); policy != wantDocs {
+		t.Errorf("policy\n%s\nwant\n%s", policy, wantDocs)
+	}
 	for _, inline := range []string{"<style", "style=", "onclick=", "javascript:", "//cdn", "https://"} {
-		if strings.Contains(page, inline) {
-			t.Errorf("the page contains %q", inline)
+		if strings.Contains(page, inline) || strings.Contains(docs, inline) {
+			t.Errorf("a page contains %q", inline)
 		}
 	}
 }

@@ -30,21 +30,23 @@ var arrows = []struct {
 	{"domain", nil, "the rules must be readable, and testable, without any technology"},
 	{"migrations", nil, "the schema stands alone, so that it can be applied by hand"},
 	{"web", nil, "the page speaks HTTP, as any client does"},
-	{"handlers", []string{"domain"}, "with locks or SQL in reach, a rule would some day be decided here"},
+	{"handlers/observe", []string{"domain"}, "what is watched does not know who watches"},
+	{"handlers", []string{"domain", "handlers/observe"}, "with locks or SQL in reach, a rule would some day be decided here"},
 	{"domain/postgres", []string{"domain"}, "the store and the locks meet only through a port; each can be judged without the other"},
 	{"locking", []string{"domain"}, "the locks and the store meet only through a port; each can be judged without the other"},
 	{"locking/*lock", []string{"domain", "locking"}, "a strategy that leaned on another would fail with it"},
 	{"locking/strategies", []string{"locking", "locking/*lock"}, "the one table is the only place that knows every strategy"},
-	{"cmd/fencepost", []string{"domain", "domain/postgres", "handlers", "locking", "locking/*lock", "locking/strategies", "migrations", "web"}, "the wiring knows everyone"},
-	{"cmd/latency", []string{"domain", "domain/postgres", "locking", "locking/*lock", "locking/strategies", "migrations"}, "it measures the strategies themselves, without the service around them"},
+	{"cmd/fencepost", []string{"domain", "domain/postgres", "handlers", "locking", "locking/*lock", "locking/strategies", "handlers/observe", "migrations", "web"}, "the wiring knows everyone"},
+	{"cmd/latency", []string{"domain", "domain/postgres", "locking", "locking/strategies", "migrations"}, "it measures the strategies themselves, without the service around them"},
 	{"cmd/lab", []string{"cmd/lab/internal/*"}, "the laboratory starts the service as a program, and measures it from outside"},
+	{"cmd/lab/internal/bench", []string{"cmd/lab/internal/instances", "cmd/lab/internal/servers"}, "what is measured is reached as its users reach it, and counted with SQL of the benchmark's own"},
 	{"cmd/lab/internal/instances", []string{"cmd/lab/internal/servers"}, "instances run on servers, not the other way round"},
 	{"cmd/lab/internal/load", nil, "a load generator that shared code with the service could share its mistakes"},
 }
 
 // testPackages exist for tests alone, so nothing but tests and each other may import them: they would put the testing
 // package, and the rights of a schema's owner, into a program.
-var testPackages = []string{"domain/postgres/postgrestest", "locking/lockingtest"}
+var testPackages = []string{"domain/postgres/postgrestest", "handlers/contracttest", "locking/lockingtest"}
 
 // libraries that belong to few packages.
 var libraries = []struct {
@@ -54,6 +56,9 @@ var libraries = []struct {
 }{
 	{"github.com/labstack/echo/", []string{"handlers", "cmd/fencepost"}, "a move to the next version of echo must touch two folders"},
 	{"github.com/jackc/pgx/", []string{"domain/postgres", "migrations", "cmd/lab", "cmd/lab/*", "cmd/lab/internal/*", "cmd/latency"}, "SQL stops at the store; the laboratory judges the store with SQL of its own"},
+	{"github.com/getkin/kin-openapi/", nil, "the document is checked by the tests; the service only serves it"},
+	{"github.com/prometheus/", []string{"handlers/observe"}, "metrics are defined in one place, and counted from events"},
+	{"go.opentelemetry.io/otel/sdk", []string{"handlers/observe"}, "where traces go is decided in one place; who makes spans is handed a provider"},
 	{"github.com/redis/go-redis/", []string{"locking/redislock", "cmd/fencepost", "cmd/lab/internal/*", "cmd/latency"}, "the words of Redis stop at its strategies"},
 	{"github.com/go-zookeeper/zk", []string{"locking/zklock", "cmd/lab/internal/*", "cmd/latency"}, "the words of ZooKeeper stop at its strategy"},
 }

@@ -163,7 +163,7 @@ func (s *switchCommand) Run(ctx context.Context, c *Config, con console) (err er
 		return err
 	}
 	defer store.Close()
-	backends, err := c.openStrategies(log)
+	backends, err := c.openStrategies(nil, log)
 	if err != nil {
 		return err
 	}

@@ -70,6 +70,7 @@ type Config struct {
 	Instances       []string      `env:"FENCEPOST_INSTANCES" placeholder:"URL,URL" help:"Base URLs of all instances: a page that one of them served may call the others."`
 	DrainDelay      time.Duration `env:"FENCEPOST_DRAIN_DELAY" default:"1s" help:"How long /readyz says no before the service stops listening."`
 	ShutdownTimeout time.Duration `env:"FENCEPOST_SHUTDOWN_TIMEOUT" default:"15s" help:"How long requests may take to finish after SIGTERM."`
+	AuditInterval   time.Duration `env:"FENCEPOST_AUDIT_INTERVAL" default:"1m" help:"How long after the last time the metrics of the database are brought up to date, among them what is oversold; 0 is never."`
 	LogFormat       string        `env:"FENCEPOST_LOG_FORMAT" default:"text" placeholder:"text|json" help:"The form of the log (${default})."`
 	LogLevel        string        `env:"FENCEPOST_LOG_LEVEL" default:"info" placeholder:"LEVEL" help:"The least important lines to log: debug, info, warn or error (${default})."`
 
@@ -189,6 +190,10 @@ func (c *Config) checkAll() error {
 	}
 	c.ZooKeeperServers = list(strings.Join(c.ZooKeeperServers, ","))
 	for _, s := range c.ZooKeeperServers {
+		if strings.Contains(strings.TrimPrefix(s, zklock.TLS), "/") { // as other clients allow at the end of the list
+			c.problem("FENCEPOST_ZOOKEEPER_SERVERS", "has a path in %q: write HOST:PORT; the nodes are always below /fencepost", s)
+			continue
+		}
 		c.checkHostPort("FENCEPOST_ZOOKEEPER_SERVERS", strings.TrimPrefix(s, zklock.TLS), 1)
 	}
 	c.readFile("FENCEPOST_ZOOKEEPER_AUTH", &c.ZooKeeperAuth, c.ZooKeeperAuthFile)
@@ -209,6 +214,7 @@ func (c *Config) checkAll() error {
 	}
 	c.checkDuration("FENCEPOST_REVIEW_TIME", c.ReviewTime, 0, 10*time.Second)
 	c.checkDuration("FENCEPOST_SHUTDOWN_TIMEOUT", c.ShutdownTimeout, time.Millisecond, 10*time.Minute)
+	c.checkDuration("FENCEPOST_AUDIT_INTERVAL", c.AuditInterval, 0, 24*time.Hour)
 	c.checkDuration("FENCEPOST_DRAIN_DELAY", c.DrainDelay, 0, time.Minute)
 
 	c.Instances = list(strings.Join(c.Instances, ","))

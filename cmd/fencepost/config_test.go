@@ -81,6 +81,7 @@ func TestServeRefusesBadConfiguration(t *testing.T) {
 		{"two for redlock", map[string]string{"FENCEPOST_REDLOCK_URLS": "redis://a:1,redis://b:2"}, `FENCEPOST_REDLOCK_URLS names 2: name three, five or another odd number of independent masters`},
 		{"redlock", map[string]string{"FENCEPOST_REDLOCK_URLS": "redis://a:1,b:2"}, `FENCEPOST_REDLOCK_URLS is not a URL: write redis://`},
 		{"zookeeper", map[string]string{"FENCEPOST_ZOOKEEPER_SERVERS": "a:2181,b"}, `FENCEPOST_ZOOKEEPER_SERVERS is "b": write HOST:PORT`},
+		{"zookeeper with a path", map[string]string{"FENCEPOST_ZOOKEEPER_SERVERS": "a:2181,b:2181/app"}, `FENCEPOST_ZOOKEEPER_SERVERS has a path in "b:2181/app": write HOST:PORT; the nodes are always below /fencepost`},
 		{"lease", map[string]string{"FENCEPOST_LEASE_TTL": "10"}, `FENCEPOST_LEASE_TTL is "10": write a duration such as "500ms", "10s" or "24h"`},
 		{"short lease", map[string]string{"FENCEPOST_LEASE_TTL": "1ms"}, `FENCEPOST_LEASE_TTL is 1ms: set it to 100ms to 10m0s`},
 		{"wait", map[string]string{"FENCEPOST_LOCK_WAIT": "15s"}, `FENCEPOST_LOCK_WAIT is 15s: set it to 1ms to 14s`},
@@ -90,6 +91,7 @@ func TestServeRefusesBadConfiguration(t *testing.T) {
 		{"instances with a path", map[string]string{"FENCEPOST_INSTANCES": "http://a:1/v1"}, `FENCEPOST_INSTANCES has an entry that is not a base URL: write http://HOST:PORT for each instance`},
 		{"shutdown", map[string]string{"FENCEPOST_SHUTDOWN_TIMEOUT": "-1s"}, `FENCEPOST_SHUTDOWN_TIMEOUT is -1s: set it to 1ms to 10m0s`},
 		{"drain", map[string]string{"FENCEPOST_DRAIN_DELAY": "1h"}, `FENCEPOST_DRAIN_DELAY is 1h0m0s: set it to 0s to 1m0s`},
+		{"audit", map[string]string{"FENCEPOST_AUDIT_INTERVAL": "-1s"}, `FENCEPOST_AUDIT_INTERVAL is -1s: set it to 0s to 24h0m0s`},
 		{"log format", map[string]string{"FENCEPOST_LOG_FORMAT": "xml"}, `FENCEPOST_LOG_FORMAT is "xml": set it to text or json`},
 		{"log level", map[string]string{"FENCEPOST_LOG_LEVEL": "loud"}, `FENCEPOST_LOG_LEVEL is "loud": set it to debug, info, warn or error`},
 	} {

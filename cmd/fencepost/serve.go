@@ -10,16 +10,19 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/net/netutil"
 
 	"fencepost/domain"
 	"fencepost/domain/postgres"
 	"fencepost/handlers"
+	"fencepost/handlers/observe"
 	"fencepost/locking"
 	"fencepost/locking/strategies"
 	"fencepost/web"
@@ -42,9 +45,15 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 	log := c.logger(con.err)
 	starting, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
+	traces, err := observe.StartTraces(starting, version(), handlers.Outcome, log)
+	if err != nil {
+		return configError{err.Error()}
+	}
+	defer stopTraces(ctx, traces, log)
+	log = traces.Log(log)
 
 	store, err := postgres.Open(starting, c.DatabaseURL, postgres.Options{
-		MaxConns: int32(c.DatabaseConns), Instance: c.instance(), Log: log,
+		MaxConns: int32(c.DatabaseConns), Instance: c.instance(), Log: log, Traces: traces.Provider(),
 	})
 	if err != nil {
 		return err
@@ -61,18 +70,33 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 	if err != nil {
 		return err
 	}
-	backends, err := c.openStrategies(log)
+	backends, err := c.openStrategies(traces.Provider(), log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, backends.Close()) }()
+	events, metrics := observe.NewHub(keptEvents), observe.NewMetrics(handlers.Outcome)
+	metrics.WatchPool(poolState(store))
 	guard := locking.NewGuard(store, backends, locking.Options{
 		LockWait: c.LockWait, MaxBatch: c.MaxBatch, MaxQueue: c.MaxQueue, Log: log,
+		Observe: func(e domain.Event) {
+			metrics.Event(e)
+			events.Publish(e)
+		},
+		Span: traces.Span(),
 	})
 	defer guard.Wait() // a lock that is not given back before the servers are left stays until its term ends
 	claims := map[domain.Scope]string{domain.ScopeInventory: c.InventoryLock, domain.ScopeCoupons: c.CouponLock}
 	if err := guard.Claim(starting, claims); err != nil {
 		return err
+	}
+
+	if c.AuditInterval > 0 {
+		watching, stop := context.WithCancel(ctx)
+		var watcher sync.WaitGroup
+		watcher.Go(func() { watchDatabase(watching, store, metrics, c.AuditInterval, log) })
+		defer watcher.Wait()
+		defer stop()
 	}
 
 	var draining atomic.Bool
@@ -100,6 +124,8 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		Authenticate:   c.authenticate(store, log),
 		Take:           c.take(store),
 		TLS:            listenerTLS != nil,
+		Events:         events,
+		Metrics:        metrics,
 		Instances:      c.Instances,
 		Page:           web.Files(c.called()),
 		RequestTimeout: requestTimeout,
@@ -107,16 +133,21 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		Log:            log,
 		Version:        version(),
 	})
-	return c.serve(ctx, listener, listenerTLS, handler, &draining, log)
+	drain := func() {
+		draining.Store(true)
+		events.Close() // a stream has no end of its own to wait for; its reader finds another instance
+	}
+	handler = traces.Handler(handler, "/healthz", "/readyz", "/metrics", "/v1/events")
+	return c.serve(ctx, listener, listenerTLS, handler, drain, log)
 }
 
 // openStrategies opens every strategy that the configuration has servers for.
-func (c *Config) openStrategies(log *slog.Logger) (locking.Backends, error) {
+func (c *Config) openStrategies(traces trace.TracerProvider, log *slog.Logger) (locking.Backends, error) {
 	redis.SetLogger(redisLog{log})
 	return strategies.Open(strategies.Config{
 		RedisURL: c.RedisURL, RedlockURLs: c.RedlockURLs,
 		ZooKeeperServers: c.ZooKeeperServers, ZooKeeperAuth: c.ZooKeeperAuth,
-		LeaseTTL: c.LeaseTTL, Log: log,
+		LeaseTTL: c.LeaseTTL, Log: log, Traces: traces,
 	})
 }
 
@@ -145,7 +176,7 @@ func (l redisLog) Printf(ctx context.Context, format string, args ...any) {
 
 // serve answers requests until ctx ends. Then it says on /readyz that it is going, waits so long that who sends requests
 // here can notice, stops listening, and lets what has begun come to its end.
-func (c *Config) serve(ctx context.Context, listener net.Listener, listenerTLS *tls.Config, handler http.Handler, draining *atomic.Bool, log *slog.Logger) error {
+func (c *Config) serve(ctx context.Context, listener net.Listener, listenerTLS *tls.Config, handler http.Handler, drain func(), log *slog.Logger) error {
 	scheme := "http://"
 	if listenerTLS != nil {
 		scheme = "https://"
@@ -176,7 +207,7 @@ func (c *Config) serve(ctx context.Context, listener net.Listener, listenerTLS *
 	case <-ctx.Done():
 	}
 
-	draining.Store(true)
+	drain()
 	log.Info("shutting down; a second signal ends the process at once", "timeout", c.ShutdownTimeout)
 	time.Sleep(c.DrainDelay)
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.ShutdownTimeout)

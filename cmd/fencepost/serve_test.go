@@ -17,6 +17,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"fencepost/domain/postgres/postgrestest"
+	"fencepost/handlers"
+	"fencepost/handlers/contracttest"
 )
 
 // instance is the whole program, serving on a port of the system's choice.
@@ -72,6 +74,15 @@ func (i instance) call(t *testing.T, method, path, body string, headers ...strin
 	defer response.Body.Close()
 	content, err := io.ReadAll(response.Body)
 	require.NoError(t, err)
+	if path == "/" {
+		return response.StatusCode, string(content) // the page is no part of the contract
+	}
+	document, err := contracttest.Load(handlers.OpenAPI)
+	require.NoError(t, err)
+	require.NoError(t, document.Check(t.Context(), contracttest.Exchange{
+		Method: method, URL: r.URL, Header: r.Header, Body: []byte(body),
+		Status: response.StatusCode, Answer: response.Header, AnswerBody: content,
+	}))
 	return response.StatusCode, string(content)
 }
 

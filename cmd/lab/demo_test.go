@@ -51,7 +51,10 @@ func TestCtrlCWhileStarting(t *testing.T) {
 		"demo: build":      {[]string{"demo"}, "go build", 0},
 		"demo: instances":  {[]string{"demo"}, "fencepost serve", 0},
 		"up":               {[]string{"up"}, "initdb", 0},
-		"exec":             {[]string{"exec", "--", "true"}, "initdb", 130}, // the command has not run, so this is no success
+		// These were started for a result, and have none.
+		"exec":         {[]string{"exec", "--", "true"}, "initdb", 130},
+		"bench: build": {[]string{"bench", "--quick"}, "go build", 130},
+		"bench: peer":  {[]string{"bench", "--quick"}, "peers bsm-redislock", 130},
 	} {
 		t.Run(name, func(t *testing.T) {
 			lab := labCommand(t, test.args...)

@@ -100,25 +100,26 @@ func (c *loadCmd) race(ctx context.Context, progress *os.File) (load.Report, err
 	}
 	show, done := progressLine(progress)
 	defer done()
+	tell := func(p load.Progress) {
+		show(fmt.Sprintf("%d of %d answered, %d created", p.Answered, p.Requests, p.Created))
+	}
 	return load.Run(ctx, load.Options{
 		Instances: instances, Key: c.APIKey, Coupon: c.Coupon, Strategy: c.Strategy, Fencing: c.Fencing,
-		Limit: c.Stock, Buyers: c.Buyers, Requests: c.Requests, Timeout: c.Timeout, Progress: show,
+		Limit: c.Stock, Buyers: c.Buyers, Requests: c.Requests, Timeout: c.Timeout, Progress: tell,
 	})
 }
 
 // progressLine rewrites one line on a terminal. Anywhere else it prints a line now and then.
-func progressLine(w *os.File) (show func(load.Progress), done func()) {
+func progressLine(w *os.File) (show func(text string), done func()) {
 	if term.IsTerminal(int(w.Fd())) {
 		const clear = "\r\x1b[K"
-		return func(p load.Progress) {
-			fmt.Fprintf(w, "%s%d of %d answered, %d created", clear, p.Answered, p.Requests, p.Created)
-		}, func() { fmt.Fprint(w, clear) }
+		return func(text string) { fmt.Fprint(w, clear, text) }, func() { fmt.Fprint(w, clear) }
 	}
 	last := time.Now()
-	return func(p load.Progress) {
+	return func(text string) {
 		if time.Since(last) >= 2*time.Second {
 			last = time.Now()
-			fmt.Fprintf(w, "%d of %d answered, %d created\n", p.Answered, p.Requests, p.Created)
+			fmt.Fprintln(w, text)
 		}
 	}, func() {}
 }
@@ -159,7 +160,7 @@ func (c *loadCmd) print(out io.Writer, r load.Report) error {
 	return w.Flush()
 }
 
-func writeJSON(name string, report load.Report) error {
+func writeJSON(name string, report any) error {
 	data, err := json.MarshalIndent(report, "", "  ")
 	if err != nil {
 		return err

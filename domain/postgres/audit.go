@@ -11,8 +11,8 @@ import (
 
 // Which resources are audited. All of them includes those that only have rows left in other tables.
 const (
-	oneKey  = `SELECT $1::text AS resource`
-	allKeys = `SELECT resource FROM fences UNION SELECT resource FROM ledger
+	theseKeys = `SELECT unnest($1::text[]) AS resource`
+	allKeys   = `SELECT resource FROM fences UNION SELECT resource FROM ledger
 	           UNION SELECT resource FROM reservation_lines UNION SELECT resource FROM redemptions`
 	// A change leaves its transaction's number on the fence. Where fencing is off it leaves nothing.
 	changedKeys = `SELECT resource FROM fences WHERE fencing = 'off' OR presented_in >= $1::text::xid8`
@@ -34,7 +34,8 @@ SELECT k.resource, COALESCE(l.added, 0) + COALESCE(c.max_redemptions, 0), r.sold
                 abs(i.reserved - l.reserved), abs(i.sold - l.sold), abs(i.on_hand - l.on_hand),
                 abs(c.redeemed - u.used), abs(c.redeemed - l.redeemed), 0),
        lines.disagree + uses.disagree, customers.over, l.went_back,
-       COALESCE((f.epoch, f.token, f.turn) < (l.epoch, l.token, l.turn) OR f.turn < l.turn OR f.epoch > a.epoch, false),
+       COALESCE(f.fencing = 'enforced'
+                AND ((f.epoch, f.token) < (l.epoch, l.token) OR f.turn < l.turn OR f.epoch > a.epoch), false),
        f.resource IS NULL OR i.resource IS NULL AND c.resource IS NULL,
        (SELECT count(*) FROM refusals WHERE resource = k.resource),
        COALESCE(a.strategy, ''), COALESCE(f.fencing, ''), COALESCE(f.epoch, 0), COALESCE(f.token, 0)
@@ -84,7 +85,7 @@ SELECT k.resource, COALESCE(l.added, 0) + COALESCE(c.max_redemptions, 0), r.sold
 	  FROM (SELECT FROM redemptions WHERE resource = k.resource AND state = 'redeemed'
 	         GROUP BY customer_id HAVING count(*) > c.per_customer_limit) too_many) customers
  WHERE f.resource IS NOT NULL OR l.entries + r.rows + u.rows > 0
- ORDER BY k.resource COLLATE "C"`
+ ORDER BY k.resource`
 }
 
 func scanAudit(row pgx.CollectableRow) (a domain.AuditRow, err error) {
@@ -93,25 +94,30 @@ func scanAudit(row pgx.CollectableRow) (a domain.AuditRow, err error) {
 	return a, err
 }
 
-// Audit compares what was given out with what there ever was; key empty means every resource.
-func (s *Store) Audit(ctx context.Context, key domain.Key) ([]domain.AuditRow, error) {
-	var rows pgx.Rows
-	if key == "" {
-		rows, _ = s.pool.Query(ctx, auditSQL(allKeys))
-	} else {
-		rows, _ = s.pool.Query(ctx, auditSQL(oneKey), key)
+// Resources lists the keys of all items and coupons: at most limit of those after the key.
+func (s *Store) Resources(ctx context.Context, after domain.Key, limit int64) ([]domain.Key, error) {
+	rows, _ := s.pool.Query(ctx, `SELECT resource FROM fences WHERE resource > $1 ORDER BY resource LIMIT $2`, after, limit)
+	keys, err := pgx.CollectRows(rows, pgx.RowTo[domain.Key])
+	if err != nil {
+		return nil, fmt.Errorf("listing the resources: %w", domainError(ctx, err))
 	}
+	return keys, nil
+}
+
+// Audit compares, for each of the resources, what was given out with what there ever was.
+func (s *Store) Audit(ctx context.Context, keys ...domain.Key) ([]domain.AuditRow, error) {
+	rows, _ := s.pool.Query(ctx, auditSQL(theseKeys), keys)
 	audit, err := pgx.CollectRows(rows, scanAudit)
 	if err != nil {
 		return nil, fmt.Errorf("auditing: %w", domainError(ctx, err))
 	}
-	if key != "" && len(audit) == 0 {
-		return nil, fmt.Errorf("%s: %w", key, domain.ErrNotFound)
+	if len(audit) < len(keys) {
+		return nil, fmt.Errorf("one of %s: %w", keys, domain.ErrNotFound)
 	}
 	return audit, nil
 }
 
-// AuditEach audits resource by resource, in byte order, and tells of each as it comes. It sees the database at one moment,
+// AuditEach audits resource by resource, and tells of each as it comes. It sees the database at one moment,
 // on a connection that no request needs, however long each takes.
 //
 // since, if not empty, is what an earlier call has returned, and leaves out what cannot have changed since: resources whose
@@ -151,4 +157,27 @@ func (s *Store) AuditEach(ctx context.Context, since string, each func(domain.Au
 		return "", fmt.Errorf("auditing: %w", domainError(ctx, err))
 	}
 	return until, nil
+}
+
+// AuditSums is the audit of all resources in short, for who asks every minute. What has lost its fence counts as enforced.
+func (s *Store) AuditSums(ctx context.Context) (map[domain.Fencing]domain.AuditSum, error) {
+	sums := map[domain.Fencing]domain.AuditSum{}
+	_, err := s.AuditEach(ctx, "", func(r domain.AuditRow) error {
+		fencing := r.Fencing
+		if fencing == "" {
+			fencing = domain.FencingEnforced
+		}
+		sum := sums[fencing]
+		sum.Oversold += r.Oversold
+		sum.Drift += r.Drift
+		if !r.OK() {
+			sum.Off++
+		}
+		sums[fencing] = sum
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return sums, nil
 }

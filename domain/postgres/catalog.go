@@ -23,9 +23,9 @@ func scanItem(row pgx.CollectableRow) (v domain.ItemView, err error) {
 	return v, err
 }
 
-// Items lists all items by SKU.
-func (s *Store) Items(ctx context.Context) ([]domain.ItemView, error) {
-	rows, _ := s.pool.Query(ctx, `SELECT `+itemColumns+itemTables+` ORDER BY i.resource COLLATE "C"`)
+// Items lists items by resource: at most limit of those after the key.
+func (s *Store) Items(ctx context.Context, after domain.Key, limit int64) ([]domain.ItemView, error) {
+	rows, _ := s.pool.Query(ctx, `SELECT `+itemColumns+itemTables+` WHERE i.resource > $1 ORDER BY i.resource LIMIT $2`, after, limit)
 	items, err := pgx.CollectRows(rows, scanItem)
 	if err != nil {
 		return nil, fmt.Errorf("listing the items: %w", domainError(ctx, err))
@@ -96,7 +96,7 @@ func byID[T any](ctx context.Context, q querier, collect func(pgx.Rows) ([]T, er
 
 const selectReservations = `
 	SELECT reservation, substr(resource, 6), quantity, state, customer_id, created_by, created_at, expires_at, settled_at
-	  FROM reservation_lines WHERE reservation = ANY($1::uuid[]) ORDER BY reservation, resource COLLATE "C"`
+	  FROM reservation_lines WHERE reservation = ANY($1::uuid[]) ORDER BY reservation, resource`
 
 // reservations puts the lines of each reservation together.
 func reservations(rows pgx.Rows) (found []domain.Reservation, err error) {

@@ -116,8 +116,10 @@ func TestAuditFindsDamage(t *testing.T) {
 	w := newWorld(t)
 	w.lived(t)
 	w.item(t, "b", 1, domain.FencingEnforced)
+	off := w.item(t, "off", 1, domain.FencingOff)
+	require.NoError(t, w.section(t, hold(reservation(domain.Line{SKU: "off", Quantity: 1})), off))
 	rows, _ := w.auditEach(t, "")
-	require.Len(t, rows, 3)
+	require.Len(t, rows, 4)
 	for _, r := range rows {
 		require.Empty(t, r.Findings(), r.Key)
 	}
@@ -126,8 +128,8 @@ func TestAuditFindsDamage(t *testing.T) {
 		{"units from nowhere", `UPDATE items SET on_hand = on_hand + 1 WHERE sku = 'a'`, "item/a", "the counters are off by 1"},
 		{"units held by nobody", `UPDATE items SET reserved = reserved + 2 WHERE sku = 'a'`, "item/a", "the counters are off by 2"},
 		{"a sale forgotten", `UPDATE items SET sold = 0 WHERE sku = 'a'`, "item/a", "the counters are off by 2"},
-		{"more held than there ever was", `UPDATE reservation_lines SET quantity = 100 WHERE state = 'held'`, "item/a", "oversold by 87"},
-		{"another quantity", `UPDATE reservation_lines SET quantity = 1 WHERE state = 'held'`, "item/a", "the ledger disagrees with 1 of its"},
+		{"more held than there ever was", `UPDATE reservation_lines SET quantity = 100 WHERE state = 'held' AND resource = 'item/a'`, "item/a", "oversold by 87"},
+		{"another quantity", `UPDATE reservation_lines SET quantity = 1 WHERE state = 'held' AND resource = 'item/a'`, "item/a", "the ledger disagrees with 1 of its"},
 		{"a quantity that no sum shows", `UPDATE reservation_lines SET quantity = 1 WHERE state = 'released'`, "item/a", "the ledger disagrees with 1 of its"},
 		{"another state", `UPDATE reservation_lines SET state = 'expired' WHERE state = 'released'`, "item/a", "the ledger disagrees with 1 of its"},
 		{"a reservation lost", `DELETE FROM reservation_lines WHERE state = 'released'`, "item/a", "the ledger disagrees with 1 of its"},

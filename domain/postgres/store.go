@@ -15,26 +15,29 @@ import (
 	"sync"
 	"time"
 
+	"github.com/exaring/otelpgx"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/trace"
 
 	"fencepost/domain"
 )
 
 // Options of a store.
 type Options struct {
-	MaxConns int32  // connections for requests; one more is kept for health checks
+	MaxConns int32  // connections for requests; two more are kept for health checks and the audit in the background
 	Instance string // names this process in recorded refusals
 	Log      *slog.Logger
+	Traces   trace.TracerProvider // of what is done for requests; nil: nobody traces
 }
 
 // Store is one PostgreSQL database, reached as the service's role. It is safe for concurrent use.
 type Store struct {
 	pool *pgxpool.Pool
-	// health has a connection of its own: a pool that is drained by slow requests is busy, not broken.
+	// health has connections of its own: a pool that is drained by slow requests is busy, not broken.
 	health   *pgxpool.Pool
 	instance string
 	log      *slog.Logger
@@ -67,11 +70,14 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 		return &canceller{conn: conn}
 	}
 	s := &Store{instance: o.Instance, log: o.Log}
+	healthConfig := config.Copy()
+	if o.Traces != nil {
+		config.ConnConfig.Tracer = otelpgx.NewTracer(otelpgx.WithTracerProvider(o.Traces), otelpgx.WithDisableConnectionDetailsInAttributes())
+	}
 	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, fmt.Errorf("preparing the connection pool: %w", err)
 	}
-	healthConfig := config.Copy()
-	healthConfig.MaxConns = 1
+	healthConfig.MaxConns = 2 // AuditSums may take long, and must not make the instance look dead
 	if s.health, err = pgxpool.NewWithConfig(ctx, healthConfig); err != nil {
 		s.pool.Close()
 		return nil, fmt.Errorf("preparing the health connection: %w", err)
@@ -88,6 +94,9 @@ func (s *Store) Close() {
 	s.pool.Close()
 	s.health.Close()
 }
+
+// PoolStat is the state of the connections for requests.
+func (s *Store) PoolStat() *pgxpool.Stat { return s.pool.Stat() }
 
 // Ping asks the server for a sign of life, on a connection that requests cannot use up.
 func (s *Store) Ping(ctx context.Context) error { return plain(s.health.Ping(ctx)) }

@@ -491,9 +491,63 @@ func TestCreate(t *testing.T) {
 	assert.Len(t, shared, 2)
 	assert.Equal(t, map[string]int64{"none": 1}, counts)
 
-	items, err := w.store.Items(ctx)
+	items, err := w.store.Items(ctx, "", 10)
 	require.NoError(t, err)
 	assert.Equal(t, []domain.ItemView{stored, own}, items)
+}
+
+// Lists are in byte order whatever the database's own order is, and a page begins behind a key, not at a place.
+func TestPages(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ctx := t.Context()
+	var keys []domain.Key
+	for _, sku := range []string{"10", "9", "B", "Z", "a.b", "aB", "ab"} { // in byte order; an English dictionary has another
+		keys = append(keys, w.item(t, sku, 1, domain.FencingEnforced))
+	}
+	for after, want := range map[domain.Key][]domain.Key{"": keys[:3], "item/9": keys[2:5], "item/A": keys[2:5], "item/aB": keys[6:], "item/ab": nil} {
+		items, err := w.store.Items(ctx, after, 3)
+		require.NoError(t, err)
+		var got []domain.Key
+		for _, item := range items {
+			got = append(got, domain.ItemKey(item.SKU))
+		}
+		assert.Equal(t, want, got, after)
+	}
+	coupon := w.coupon(t, domain.Coupon{Code: "z", MaxRedemptions: 1})
+	resources, err := w.store.Resources(ctx, "", 3)
+	require.NoError(t, err)
+	assert.Equal(t, []domain.Key{coupon, keys[0], keys[1]}, resources)
+	rows, err := w.store.Audit(ctx, resources...)
+	require.NoError(t, err)
+	var audited []domain.Key
+	for _, row := range rows {
+		audited = append(audited, row.Key)
+	}
+	assert.Equal(t, resources, audited)
+	resources, err = w.store.Resources(ctx, "item/aB", 3)
+	require.NoError(t, err)
+	assert.Equal(t, keys[6:], resources)
+	_, err = w.store.Audit(ctx, keys[0], "item/ghost")
+	require.ErrorIs(t, err, domain.ErrNotFound)
+}
+
+// A page costs what is on it, however long the list is: PostgreSQL walks an index and sorts nothing.
+func TestPagesAreReadFromAnIndex(t *testing.T) {
+	t.Parallel()
+	conn := postgrestest.Connect(t, postgrestest.New(t).ServiceURL)
+	_, err := conn.Exec(t.Context(), `SET enable_seqscan = off; SET enable_bitmapscan = off`) // the tables are empty
+	require.NoError(t, err)
+	plan := func(order string) string {
+		rows, err := conn.Query(t.Context(), `EXPLAIN SELECT resource FROM items WHERE resource > 'item/a' ORDER BY `+order+` LIMIT 10`)
+		require.NoError(t, err)
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		require.NoError(t, err)
+		return strings.Join(lines, "\n")
+	}
+	assert.NotContains(t, plan(`resource`), "Sort")
+	assert.NotContains(t, plan(`resource COLLATE "C"`), "Sort")
+	assert.Contains(t, plan(`resource COLLATE "POSIX"`), "Sort", "an index in one order is of no use for another")
 }
 
 func TestCreateAtOnce(t *testing.T) {

@@ -156,8 +156,9 @@ func (t *tx) begin(ctx context.Context, wanted reads) error {
 	batch.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED`)
 	// For this transaction only: behind a pooler the session belongs to others as well.
 	batch.Queue(`SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true),
-	                    set_config('idle_in_transaction_session_timeout', $3, true)`,
-		milliseconds(max(t.lockWait, time.Millisecond)), milliseconds(statementTimeout), milliseconds(idleTimeout))
+	                    set_config('idle_in_transaction_session_timeout', $3, true), pg_current_xact_id()::text`,
+		milliseconds(max(t.lockWait, time.Millisecond)), milliseconds(statementTimeout), milliseconds(idleTimeout)).
+		QueryRow(func(row pgx.Row) error { return row.Scan(nil, nil, nil, &t.xid) })
 	for i := range t.grants {
 		g := &t.grants[i]
 		if g.RowLock {
@@ -175,7 +176,6 @@ func (t *tx) begin(ctx context.Context, wanted reads) error {
 		}
 		batch.Queue(`SELECT present($1, $2, $3, NULLIF($4::bigint, 0), $5)`, g.Key, g.Strategy, g.Epoch, int64(g.Token), g.ID)
 	}
-	batch.Queue(`SELECT pg_current_xact_id()::text`).QueryRow(func(row pgx.Row) error { return row.Scan(&t.xid) })
 	for _, g := range t.grants {
 		switch g.Key.Kind() {
 		case domain.KindItem:

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/go-zookeeper/zk"
-	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
@@ -28,11 +27,10 @@ import (
 // that is free, between the two, in the section. Each returns at once, and together they leave nothing, here or at the
 // servers. It must not run beside other tests, because it counts the goroutines of the process.
 func CancelledWaits(t *testing.T, row strategies.Strategy, config strategies.Config, instance Instance, n int) {
-	clientName := uuid.NewString()
-	config.RedisURL = withClientName(t, config.RedisURL, clientName)
+	config.RedisURL = ownDatabase(t, config.RedisURL)
 	config.RedlockURLs = slices.Clone(config.RedlockURLs)
 	for i, u := range config.RedlockURLs {
-		config.RedlockURLs[i] = withClientName(t, u, clientName)
+		config.RedlockURLs[i] = ownDatabase(t, u)
 	}
 	w := newWorld(t, row, config, instance)
 	holder, other := w.pair()
@@ -103,17 +101,18 @@ func CancelledWaits(t *testing.T, row strategies.Strategy, config strategies.Con
 		return nil
 	})
 	w.settles("sessions in PostgreSQL", sessions(w))
-	w.settles("something in the lock's servers", look(w, key, clientName))
+	w.settles("something in the lock's servers", look(w, key))
 	w.canEnter(holder, key)
 	require.Equal(t, entered.Load()+1, w.stock(key), "those who were told yes have written, and nobody else")
 }
 
-func withClientName(t *testing.T, raw, name string) string {
+// redisDatabase is used by nobody else, so that connections can be told by it.
+const redisDatabase = 14
+
+func ownDatabase(t *testing.T, raw string) string {
 	u, err := url.Parse(raw)
 	require.NoError(t, err)
-	query := u.Query()
-	query.Set("client_name", name)
-	u.RawQuery = query.Encode()
+	u.Path = fmt.Sprint("/", redisDatabase)
 	return u.String()
 }
 
@@ -152,16 +151,16 @@ func sessions(w *world) func() []string {
 }
 
 // leftovers, by strategy, ask the servers what they know of a key that nobody has or wants. The counter stays, and the pools.
-var leftovers = map[string]func(w *world, key domain.Key, clientName string) func() []string{
+var leftovers = map[string]func(w *world, key domain.Key) func() []string{
 	"local":    none, // its own test looks into its queues
 	"postgres": none, // there are but the sessions
-	"redis": func(w *world, key domain.Key, clientName string) func() []string {
-		return inRedis(w.t, []string{w.config.RedisURL}, key, clientName)
+	"redis": func(w *world, key domain.Key) func() []string {
+		return inRedis(w.t, []string{w.config.RedisURL}, key)
 	},
-	"redlock": func(w *world, key domain.Key, clientName string) func() []string {
-		return inRedis(w.t, w.config.RedlockURLs, key, clientName)
+	"redlock": func(w *world, key domain.Key) func() []string {
+		return inRedis(w.t, w.config.RedlockURLs, key)
 	},
-	"zookeeper": func(w *world, key domain.Key, _ string) func() []string {
+	"zookeeper": func(w *world, key domain.Key) func() []string {
 		conn, _, err := zk.Connect(w.config.ZooKeeperServers, deadline, zk.WithLogInfo(false))
 		require.NoError(w.t, err)
 		w.t.Cleanup(conn.Close)
@@ -173,15 +172,14 @@ var leftovers = map[string]func(w *world, key domain.Key, clientName string) fun
 	},
 }
 
-func none(*world, domain.Key, string) func() []string { return func() []string { return nil } }
+func none(*world, domain.Key) func() []string { return func() []string { return nil } }
 
-func inRedis(t *testing.T, urls []string, key domain.Key, clientName string) func() []string {
+func inRedis(t *testing.T, urls []string, key domain.Key) func() []string {
 	t.Helper()
 	var clients []*redis.Client
 	for _, u := range urls {
 		o, err := redis.ParseURL(u)
 		require.NoError(t, err)
-		o.ClientName = "" // not one of those who are counted
 		c := redis.NewClient(o)
 		t.Cleanup(func() { _ = c.Close() })
 		clients = append(clients, c)
@@ -196,8 +194,10 @@ func inRedis(t *testing.T, urls []string, key domain.Key, clientName string) fun
 			left = append(left, channels...)
 			connected, err := c.ClientList(t.Context()).Result()
 			require.NoError(t, err)
-			// And one for the subscriptions.
-			if all, limit := strings.Count(connected, " name="+clientName+" "), nodes*(c.Options().PoolSize+1); all > limit {
+			// And one for the subscriptions of each, and the one that asks.
+			all, limit := strings.Count(connected, fmt.Sprint(" db=", redisDatabase, " ")), nodes*(c.Options().PoolSize+1)+1
+			require.Positive(t, all, "the one that asks")
+			if all > limit {
 				left = append(left, fmt.Sprintf("%d connections, where the pools have %d", all, limit))
 			}
 		}

@@ -161,6 +161,11 @@ func testErrorInSection(t *testing.T, w *world) {
 func testPanicInSection(t *testing.T, w *world) {
 	n := w.node()
 	key := w.item(n, w.fencing())
+	defer func() {
+		for _, e := range n.watch.of(domain.EventSection) {
+			require.Error(t, e.Err, "a section that panicked has not committed")
+		}
+	}()
 	require.PanicsWithValue(t, "boom", func() {
 		_, _ = n.do(t.Context(), []domain.Key{key}, func(ctx context.Context, tx domain.Tx) error {
 			if err := add(ctx, tx, key); err != nil {

@@ -58,6 +58,9 @@ func testBrokenLease(t *testing.T, w *world) {
 	})
 	require.ErrorIs(t, err, domain.ErrLockLost)
 	require.EqualValues(t, 0, w.stock(key))
+	lost := n.watch.of(domain.EventLost)
+	require.Len(t, lost, 1)
+	require.Equal(t, key, lost[0].Grants[0].Key)
 	w.canEnter(n, key)
 }
 
@@ -107,6 +110,7 @@ func testPausedBeforeTransaction(t *testing.T, w *world) {
 
 		if fencing == domain.FencingOff {
 			require.NoError(t, *pausedErr, "without the fence, nothing stops the late write")
+			require.Empty(t, paused.watch.of(domain.EventRefused))
 			require.EqualValues(t, 2, w.stock(key))
 			continue
 		}
@@ -120,6 +124,9 @@ func testPausedBeforeTransaction(t *testing.T, w *world) {
 		audit, err := next.store.Audit(t.Context(), key)
 		require.NoError(t, err)
 		require.EqualValues(t, 1, audit[0].Refused, "the refusal is recorded")
+		events := paused.watch.of(domain.EventRefused)
+		require.Len(t, events, 1, "and told")
+		require.Equal(t, &refused.Refusal, events[0].Refusal)
 	}
 }
 
@@ -338,6 +345,19 @@ func testHealing(t *testing.T, w *world) {
 	require.NoError(t, err, "an instance that still knows the old epoch learns the new one")
 	require.EqualValues(t, 2, receipt.Grants[0].Epoch)
 	require.EqualValues(t, 3, w.stock(key))
+	raised := n.watch.of(domain.EventRaised)
+	require.Len(t, raised, 1)
+	require.EqualValues(t, 2, raised[0].Authority.Epoch)
+	sections := n.watch.of(domain.EventSection)
+	require.Len(t, sections, 1, "the caller has asked once")
+	require.NoError(t, sections[0].Err)
+	require.Equal(t, receipt.Grants[0].Strategy, sections[0].Grants[0].Strategy)
+	require.NotZero(t, sections[0].Grants[0].Token)
+	n.Wait() // the answer comes before the release
+	released := n.watch.of(domain.EventReleased)
+	require.Len(t, released, 2, "each try has held the lock")
+	require.Equal(t, sections[0].Grants, released[1].Grants)
+	require.Positive(t, released[1].Hold)
 }
 
 // When another strategy takes over a scope, instances of the old one cannot write any more, and say so.
@@ -355,10 +375,15 @@ func testSuperseded(t *testing.T, w *world) {
 	_, err = n.addTo(t.Context(), key)
 	require.ErrorIs(t, err, domain.ErrSuperseded, "and it stays so")
 	require.ErrorIs(t, n.Ready(t.Context()), domain.ErrSuperseded)
+	superseded := n.watch.of(domain.EventSuperseded)
+	require.Len(t, superseded, 1, "however often it is met")
+	require.Equal(t, "another", superseded[0].Authority.Strategy)
 	require.EqualValues(t, 1, w.stock(key))
 
 	require.NoError(t, n.Claim(t.Context(), map[domain.Scope]string{domain.ScopeInventory: w.row.Name}))
 	receipt, err := n.addTo(t.Context(), key)
 	require.NoError(t, err, "it may take the scope back")
 	require.EqualValues(t, 3, receipt.Grants[0].Epoch)
+	takenOver := n.watch.of(domain.EventTakenOver)
+	require.EqualValues(t, 3, takenOver[len(takenOver)-1].Authority.Epoch)
 }

@@ -8,6 +8,7 @@ package lockingtest
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -118,6 +119,31 @@ type node struct {
 	*locking.Guard
 	store   *postgres.Store
 	backend *locking.Backend
+	watch   watch
+}
+
+// watch keeps the events of a node.
+type watch struct {
+	mu     sync.Mutex
+	events []domain.Event
+}
+
+func (w *watch) observe(e domain.Event) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.events = append(w.events, e)
+}
+
+// of returns the events of a kind, in their order.
+func (w *watch) of(kind domain.EventKind) (events []domain.Event) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, e := range w.events {
+		if e.Kind == kind {
+			events = append(events, e)
+		}
+	}
+	return events
 }
 
 // node starts an instance. change may alter its backend before the guard is made, or replace the guard's database.
@@ -138,12 +164,17 @@ func (w *world) node(change ...func(*locking.Backend, *locking.Database)) *node 
 		f(n.backend, &database)
 	}
 	n.Guard = locking.NewGuard(database, backends, locking.Options{
-		LockWait: deadline, MaxBatch: w.instance.MaxBatch, MaxQueue: 1000, Log: w.config.Log,
+		LockWait: deadline, MaxBatch: w.instance.MaxBatch, MaxQueue: 1000, Log: w.config.Log, Observe: n.watch.observe,
 	})
 	w.t.Cleanup(n.Wait) // before the servers are left
-	require.NoError(w.t, n.Claim(w.t.Context(), map[domain.Scope]string{
-		domain.ScopeInventory: w.row.Name, domain.ScopeCoupons: w.row.Name,
-	}))
+	// Again if need be, as whoever runs instances starts one again: servers that are electing a leader have no answer yet.
+	w.eventually("the instance has started", func() bool {
+		err = n.Claim(w.t.Context(), map[domain.Scope]string{
+			domain.ScopeInventory: w.row.Name, domain.ScopeCoupons: w.row.Name,
+		})
+		return !errors.Is(err, domain.ErrUnavailable)
+	})
+	require.NoError(w.t, err)
 	return n
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
+	"go.opentelemetry.io/otel/trace"
 
 	"fencepost/domain"
 	"fencepost/locking"
@@ -37,13 +38,16 @@ type Locker struct {
 
 var _ locking.Locker = (*Locker)(nil)
 
-// Open makes the backend for the servers at url, one of the Forms. It does not need them to answer yet.
-func Open(url string, ttl time.Duration, log *slog.Logger) (*locking.Backend, error) {
+// Open makes the backend for the servers at url, one of the Forms. It does not need them to answer yet. traces may be nil.
+func Open(url string, ttl time.Duration, traces trace.TracerProvider, log *slog.Logger) (*locking.Backend, error) {
 	options, err := parseURL(url)
 	if err != nil {
 		return nil, fmt.Errorf("the URL of Redis %w", err)
 	}
 	server := newServer(options, ttl/4)
+	if err := traceCalls(server.UniversalClient, traces); err != nil {
+		return nil, errors.Join(err, server.Close())
+	}
 	l := &Locker{server: server, ttl: ttl}
 	l.bell = newBell(log, server)
 	return &locking.Backend{

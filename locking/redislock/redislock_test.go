@@ -24,7 +24,7 @@ const term = 30 * time.Second
 
 func open(t *testing.T, url string, ttl time.Duration) *locking.Backend {
 	t.Helper()
-	backend, err := redislock.Open(url, ttl, slog.New(slog.DiscardHandler))
+	backend, err := redislock.Open(url, ttl, nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, backend.Close()) })
 	return backend

@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/singleflight"
 
 	"fencepost/domain"
@@ -57,7 +58,7 @@ type Redlock struct {
 var _ locking.Locker = (*Redlock)(nil)
 
 // OpenRedlock makes the backend for the servers at urls, an odd number of them. It does not need them to answer yet.
-func OpenRedlock(urls []string, ttl time.Duration, log *slog.Logger) (*locking.Backend, error) {
+func OpenRedlock(urls []string, ttl time.Duration, traces trace.TracerProvider, log *slog.Logger) (*locking.Backend, error) {
 	// With an even number one more has to answer, and no more may fail than with one server less.
 	if len(urls) < MinNodes || len(urls)%2 == 0 {
 		return nil, fmt.Errorf("redlock needs three, five or another odd number of Redis servers, not %d", len(urls))
@@ -74,6 +75,9 @@ func OpenRedlock(urls []string, ttl time.Duration, log *slog.Logger) (*locking.B
 			return nil, errors.Join(fmt.Errorf("a URL of Redlock %w", err), l.close())
 		}
 		s := newServer(options, nodeTimeout(ttl))
+		if err := traceCalls(s.UniversalClient, traces); err != nil {
+			return nil, errors.Join(err, s.Close(), l.close())
+		}
 		l.nodes = append(l.nodes, &node{server: s, timeout: nodeTimeout(ttl)})
 		servers = append(servers, s)
 		addrs = append(addrs, s.addr)

@@ -67,7 +67,7 @@ func (c *cluster) open(ttl time.Duration) *locking.Backend {
 
 func openRedlock(t *testing.T, urls []string, ttl time.Duration) *locking.Backend {
 	t.Helper()
-	backend, err := redislock.OpenRedlock(urls, ttl, slog.New(slog.DiscardHandler))
+	backend, err := redislock.OpenRedlock(urls, ttl, nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, backend.Close()) })
 	return backend
@@ -256,7 +256,7 @@ func (p *proxy) copy(to, from net.Conn, answers bool) {
 func TestRedlockNeedsAnOddNumber(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{1, 2, 4} {
-		_, err := redislock.OpenRedlock(masters(t)[:n], term, slog.New(slog.DiscardHandler))
+		_, err := redislock.OpenRedlock(masters(t)[:n], term, nil, slog.New(slog.DiscardHandler))
 		require.ErrorContains(t, err, fmt.Sprintf("not %d", n))
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"fencepost/locking"
 	"fencepost/locking/memlock"
 	"fencepost/locking/pglock"
@@ -22,6 +24,7 @@ type Config struct {
 	ZooKeeperAuth    string        // user:password, or empty
 	LeaseTTL         time.Duration // the term of a lease
 	Log              *slog.Logger
+	Traces           trace.TracerProvider // nil: nobody traces
 }
 
 // Traits are what a strategy promises; the conformance suite holds it to them.
@@ -58,7 +61,7 @@ func All() []Strategy {
 					Problem: "no Redis server is configured: set FENCEPOST_REDIS_URL",
 				}, nil
 			}
-			return redislock.Open(c.RedisURL, c.LeaseTTL, c.Log)
+			return redislock.Open(c.RedisURL, c.LeaseTTL, c.Traces, c.Log)
 		}},
 		{redislock.RedlockName, Traits{Exclusive: true, Distributed: true, Expires: true, Fences: true}, func(c Config) (*locking.Backend, error) {
 			if len(c.RedlockURLs) == 0 {
@@ -67,7 +70,7 @@ func All() []Strategy {
 					Problem: "no Redis servers are configured: set FENCEPOST_REDLOCK_URLS",
 				}, nil
 			}
-			return redislock.OpenRedlock(c.RedlockURLs, c.LeaseTTL, c.Log)
+			return redislock.OpenRedlock(c.RedlockURLs, c.LeaseTTL, c.Traces, c.Log)
 		}},
 		{zklock.Name, Traits{Exclusive: true, Distributed: true, Expires: true, Fences: true}, func(c Config) (*locking.Backend, error) {
 			if len(c.ZooKeeperServers) == 0 {

@@ -43,9 +43,10 @@ type client struct {
 
 // session as the servers know it.
 type session struct {
-	id      int64
-	timeout time.Duration // as granted
-	ended   chan struct{} // closed when it is over
+	id         int64
+	timeout    time.Duration // as granted
+	ended      chan struct{} // closed when it is over
+	connection int           // the number of the connection that it is on
 }
 
 const (
@@ -157,7 +158,7 @@ func (c *client) event(e zk.Event) {
 				c.session.over()
 				ended = make(chan struct{})
 			}
-			c.session = session{c.offered.id, c.offered.timeout, ended}
+			c.session = session{c.offered.id, c.offered.timeout, ended, c.session.connection + 1}
 			c.connected = true
 		})
 	case zk.StateDisconnected:
@@ -198,6 +199,13 @@ func (c *client) ready(ctx context.Context, p patience) (session, error) {
 		case <-c.life.Done():
 		}
 	}
+}
+
+// isOn tells whether the session still is on the same connection.
+func (c *client) isOn(s session) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.connected && c.session.connection == s.connection
 }
 
 func (c *client) isConnected() bool {

@@ -19,6 +19,9 @@ const (
 	// The pause after all servers were tried in vain. The library's own is a second, also after the first loss of a
 	// connection to a single server, and a session may be no longer than that.
 	roundPause = 100 * time.Millisecond
+	// How long an ensemble may take to elect a leader: a second, or some when its data are large or its machines are busy.
+	// It is no reason to turn callers away, who have a limit of their own.
+	electionTime = 10 * time.Second
 )
 
 // hosts tells the library which server to try next. Names are looked up at each dial and not once for all: servers move.
@@ -30,6 +33,7 @@ type hosts struct {
 	tried    int       // since a server has answered
 	refused  int       // of these, how many took the connection and closed it without an answer
 	answered time.Time // when a server did last
+	began    time.Time // when the first of these was tried
 }
 
 func (h *hosts) Init(servers []string) error { h.servers = servers; return nil }
@@ -39,8 +43,11 @@ func (h *hosts) Connected()                  {} // a handshake tells more: see g
 // Next implements zk.HostProvider. Its second result makes the library fail what is queued and pause for a second. Here it
 // only says that the client was closed, because the library looks for that at no other place while it cannot connect.
 func (h *hosts) Next() (server string, closed bool) {
+	if h.tried == 0 {
+		h.began = time.Now()
+	}
 	vain := h.tried > 0 && h.tried%len(h.servers) == 0
-	if vain {
+	if vain && !h.electing() {
 		h.client.unreachable()
 	}
 	if vain || time.Since(h.answered) < roundPause { // also not in a loop at a server that greets and closes
@@ -52,6 +59,11 @@ func (h *hosts) Next() (server string, closed bool) {
 	h.tried++
 	h.next = (h.next + 1) % len(h.servers)
 	return h.servers[h.next], h.client.life.Err() != nil
+}
+
+// electing tells whether this may be an ensemble between two leaders: most of its servers are there, and refuse everybody.
+func (h *hosts) electing() bool {
+	return len(h.servers) > 1 && 2*h.refused > h.tried && time.Since(h.began) < electionTime
 }
 
 func (h *hosts) greeted() { h.tried, h.refused, h.answered = 0, 0, time.Now() }
@@ -80,9 +92,10 @@ func (h *hosts) dial(network, address string, _ time.Duration) (net.Conn, error)
 //
 // And it always names the last transaction that it has seen. A server refuses a client that has seen more than itself,
 // which is right while another server may know more. But when the data of the whole ensemble was lost, the library would
-// be refused forever. So when all servers have refused, a new client is pretended: the session is then continued if it is
-// known, and else declared over, which is what holders and waiters have to learn. Should a server that lags behind accept
-// us so, the worst that it can do is not to know our node yet; then the lock counts as lost.
+// be refused forever. So when all servers have refused, and an election cannot be why, a new client is pretended: the
+// session is then continued if it is known, and else declared over, which is what holders and waiters have to learn. Should
+// a server that lags behind accept us so, the worst that it can do is not to know our node yet; then the lock counts as
+// lost.
 type handshake struct {
 	net.Conn
 	hosts  *hosts
@@ -105,7 +118,7 @@ const (
 func (h *handshake) Write(p []byte) (int, error) {
 	if !h.asked && len(p) >= requestSeenTo {
 		h.asked = true
-		if h.hosts.refused >= len(h.hosts.servers) {
+		if h.hosts.refused >= len(h.hosts.servers) && !h.hosts.electing() {
 			p = slices.Clone(p)
 			clear(p[requestSeen:requestSeenTo])
 		}

@@ -23,6 +23,7 @@ type proxy struct {
 	swallow   bool // forward nothing
 	forgetful bool // as if the server had lost its data
 	refuse    bool // close every connection at once
+	refused   int  // so many were
 }
 
 type operation int32
@@ -107,6 +108,9 @@ func (p *proxy) serve(client net.Conn) {
 	p.mu.Lock()
 	p.conns[client], p.conns[server] = true, true
 	refuse, forgetful := p.refuse, p.forgetful
+	if refuse {
+		p.refused++
+	}
 	p.mu.Unlock()
 	if refuse {
 		return

@@ -8,10 +8,15 @@
 //
 // A lease ends here by three ways. The session ends: the library says so, but only when it has reached a server again.
 // Nobody has extended the lease for a term, which is the session's time-out: the node is deleted, although the session
-// lives on by the library's pings. Or this process cannot be sure: two thirds of the time-out have passed since a server
-// has last answered that the node exists. The servers count from when they have heard of the session last, which is later,
-// so that third is what is between the end of the section and the next holder. A server that has lost its leader may answer
-// from an old state for some seconds; what then is believed too long, the fence in PostgreSQL refuses.
+// lives on by the library's pings. Or this process cannot be sure: two thirds of the time-out have passed since the servers
+// have last answered that the node exists, with the leader of an ensemble among them. The servers count from when the
+// leader has heard of the session last, so that third is what is between the end of the section and the next holder. A
+// leader that is replaced without knowing it may answer from an old state for some seconds; what then is believed too long,
+// the fence in PostgreSQL refuses.
+//
+// Other answers may come from a server that lags behind, and do no harm. Our node has its place from the moment in which it
+// is created, and nobody comes before it later. So in whatever state it is seen to be the first, it has remained the first
+// since; a state that is too old shows somebody before it who has left, or does not show it at all, and we wait longer.
 //
 // The library's own Lock is not used. It takes no context, leaves its node behind on every error after the create, has
 // neither a signal of loss nor a token, and fails on any child that it did not name.
@@ -173,15 +178,18 @@ func (l *Locker) createPersistent(ctx context.Context, node string, data []byte)
 }
 
 // find looks for the node of a create whose reply was lost. The sync is for an ensemble: without it, a server that we have
-// come to since then could answer from before the create.
+// come to since then could answer from before the create. For the same reason both answers must be from one server.
 func (l *Locker) find(queue, id string) (node string, err error) {
-	return retry(l.client.life, l.client, keepTrying, func(session) (string, error) {
+	return retry(l.client.life, l.client, keepTrying, func(s session) (string, error) {
 		if _, err := l.client.conn.Sync(queue); err != nil {
 			return "", err
 		}
 		children, _, err := l.client.conn.Children(queue)
 		if name := withID(children, id); name != "" {
 			return queue + "/" + name, err
+		}
+		if !l.client.isOn(s) {
+			return "", zk.ErrConnectionClosed
 		}
 		if errors.Is(err, zk.ErrNoNode) {
 			return "", nil
@@ -269,9 +277,26 @@ type sighting struct {
 	expires time.Time // when the servers may have ended the session, if they have not heard of us since
 }
 
-func (l *Locker) see(ctx context.Context, node string) (sighting, error) {
+// authority says whose word a sighting has to be.
+type authority bool
+
+const (
+	// Who stands in line has just heard from his server what it had from the leader: that his node was created, or that
+	// the one before it was deleted.
+	anyServer authority = false
+	// A server that is cut off from its leader answers from an old state, for as long as it takes to notice, while the
+	// leader may end our session, of which it does not hear. So a holder has his server reach the leader first.
+	theLeader authority = true
+)
+
+func (l *Locker) see(ctx context.Context, node string, of authority) (sighting, error) {
 	return ask(ctx, l.client, keepTrying, func(s session) (sighting, error) {
 		sent := time.Now()
+		if of == theLeader {
+			if _, err := l.client.conn.Sync(node); err != nil {
+				return sighting{}, err
+			}
+		}
 		exists, stat, err := l.client.conn.Exists(node)
 		switch {
 		case err != nil:
@@ -288,7 +313,7 @@ func (l *Locker) see(ctx context.Context, node string) (sighting, error) {
 
 // grant makes the lease of a node that is the first of its queue.
 func (l *Locker) grant(ctx context.Context, node string) (*locking.Lease, error) {
-	seen, err := l.see(ctx, node)
+	seen, err := l.see(ctx, node, anyServer)
 	if err != nil {
 		return nil, err
 	}
@@ -325,7 +350,7 @@ type held struct {
 
 // extend asks whether the node is still there. It waits for a server as long as it may, and so has more than one try.
 func (h *held) extend(ctx context.Context) (until time.Time, err error) {
-	seen, err := h.locker.see(ctx, h.node)
+	seen, err := h.locker.see(ctx, h.node, theLeader)
 	if errors.Is(err, errNodeGone) {
 		return until, fmt.Errorf("%w: %s is gone", domain.ErrLockLost, h.node)
 	}
@@ -382,7 +407,13 @@ func (h *held) remove() {
 
 // Break takes the lock away from whoever has it, as an operator would, and returns whether anybody had.
 func (l *Locker) Break(ctx context.Context, key domain.Key) (bool, error) {
-	line, err := l.line(ctx, giveUp, queueOf(key))
+	_, err := ask(ctx, l.client, giveUp, func(session) (string, error) { // the line as it is, not as it was
+		return l.client.conn.Sync(queueOf(key))
+	})
+	var line []string
+	if err == nil {
+		line, err = l.line(ctx, giveUp, queueOf(key))
+	}
 	if err != nil {
 		return false, l.explain(ctx, err)
 	}

@@ -38,17 +38,17 @@ func server() string {
 	return first
 }
 
-func open(t *testing.T, server, auth string, term time.Duration) (*locking.Backend, *zklock.Locker) {
+func open(t *testing.T, servers, auth string, term time.Duration) (*locking.Backend, *zklock.Locker) {
 	t.Helper()
-	backend, err := zklock.Open([]string{server}, auth, term, slog.New(slog.DiscardHandler))
+	backend, err := zklock.Open(strings.Split(servers, ","), auth, term, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, backend.Close()) })
 	return backend, backend.Locker.(*zklock.Locker)
 }
 
-func openLocker(t *testing.T, server string, term time.Duration) *zklock.Locker {
+func openLocker(t *testing.T, servers string, term time.Duration) *zklock.Locker {
 	t.Helper()
-	_, locker := open(t, server, "", term)
+	_, locker := open(t, servers, "", term)
 	return locker
 }
 
@@ -414,6 +414,47 @@ func TestServerThatHasForgotten(t *testing.T) {
 	await(t, "the holder learns that its session is over", lease.Gone)
 	require.NoError(t, acquire(t, l, newKey()).Release(t.Context()))
 	t.Logf("working again after %s", time.Since(began))
+}
+
+// Most servers of an ensemble are there and refuse everybody: they are electing a leader, and callers wait for it. But not
+// for ever, and not at all when most of the servers are gone.
+func TestElection(t *testing.T) {
+	t.Parallel()
+	const gone = "127.0.0.1:1"
+	p, q, key := newProxy(t, server()), newProxy(t, server()), newKey()
+	l := openLocker(t, strings.Join([]string{p.address(), gone, q.address()}, ","), longTerm)
+	require.NoError(t, acquire(t, l, key).Release(t.Context()))
+	refuse := func(yes bool) {
+		for _, p := range []*proxy{p, q} {
+			p.set(func(p *proxy) { p.refuse, p.refused = yes, 0 })
+			p.cut()
+		}
+	}
+	refused := func() {
+		t.Helper()
+		require.Eventually(t, func() (seen bool) {
+			p.set(func(p *proxy) { q.set(func(q *proxy) { seen = p.refused >= 2 && q.refused >= 2 }) })
+			return seen
+		}, patience, time.Millisecond)
+	}
+
+	refuse(true)
+	waiter := acquireAside(within(t, patience), l, key)
+	refused()
+	refuse(false)
+	got := await(t, "the waiter has the lock", waiter)
+	require.NoError(t, got.err)
+	require.NoError(t, got.lease.Release(t.Context()))
+
+	refuse(true)
+	refused()
+	_, err := l.Acquire(within(t, time.Minute), key, newID())
+	require.ErrorIs(t, err, domain.ErrUnavailable)
+	require.NotErrorIs(t, err, context.DeadlineExceeded)
+
+	_, err = openLocker(t, strings.Join([]string{p.address(), gone, gone}, ","), longTerm).Acquire(within(t, patience/2), key, newID())
+	require.ErrorIs(t, err, domain.ErrUnavailable)
+	require.NotErrorIs(t, err, context.DeadlineExceeded)
 }
 
 // A connection that breaks and comes back within the session's time-out costs nobody his lock.

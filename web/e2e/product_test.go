@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/chromedp"
 	"github.com/stretchr/testify/require"
 
 	"fencepost/domain/postgres/postgrestest"
@@ -45,6 +46,30 @@ func TestAgainstTheProduct(t *testing.T) {
 			p.clean(instances...)
 		})
 	}
+}
+
+// The document of the API is shown without a network, and the product's policy lets it be.
+func TestDocs(t *testing.T) {
+	url := serve(t, postgrestest.New(t), 1)[0]
+	p := open(t)
+	p.do(chromedp.Navigate(url + "/docs"))
+	p.wait(`document.querySelectorAll('.opblock').length > 0`)
+	document := evaluate[string](p, `fetch('/openapi.yaml').then((answer) => answer.text())`)
+	operations := strings.Count(document, "operationId: ")
+	require.Positive(t, operations)
+	require.Equal(t, operations, evaluate[int](p, `document.querySelectorAll('.opblock').length`), "every operation is shown")
+
+	// Unfolded, with its examples and its problems; and tried.
+	p.click("#operations-items-getItem .opblock-summary-control")
+	p.wait(`document.querySelector('#operations-items-getItem .responses-table') !== null`)
+	p.wait(`document.querySelector('#operations-items-getItem').innerText.includes('9007199254740993')`)
+	p.click("#operations-operation-readyz .opblock-summary-control")
+	p.wait(`document.querySelector('#operations-operation-readyz .try-out__btn') !== null`)
+	p.click("#operations-operation-readyz .try-out__btn")
+	p.wait(`document.querySelector('#operations-operation-readyz .execute') !== null`)
+	p.click("#operations-operation-readyz .execute")
+	p.wait(`document.querySelector('#operations-operation-readyz .live-responses-table')?.innerText.includes('"ready"') === true`)
+	p.clean(url)
 }
 
 // serve runs instances of the program until the test ends, and returns their addresses.

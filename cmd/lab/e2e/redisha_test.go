@@ -271,7 +271,7 @@ func TestClusterConformance(t *testing.T) {
 // refuses asks the servers of a URL whether locks can be there.
 func refuses(t *testing.T, url, says string) {
 	t.Helper()
-	backend, err := redislock.Open(url, patience, slog.New(slog.DiscardHandler))
+	backend, err := redislock.Open(url, patience, nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, backend.Close()) })
 	_, err = backend.Identify(t.Context())
@@ -283,7 +283,7 @@ func refuses(t *testing.T, url, says string) {
 // take the lock after it was given back.
 func testClusterMasterHangs(t *testing.T, c *servers.Cluster) {
 	const term = 4 * time.Second // a quarter of it is the time-out
-	backend, err := redislock.Open(c.URL, term, slog.New(slog.DiscardHandler))
+	backend, err := redislock.Open(c.URL, term, nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, backend.Close()) })
 	id := func() domain.GrantID { return domain.GrantID(uuid.New()) }

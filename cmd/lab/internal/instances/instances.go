@@ -1,4 +1,5 @@
-// Package instances runs instances of the service, built from this module, as children of a laboratory.
+// Package instances runs instances of the service, built from this module, as children of a laboratory. Other programs that
+// listen on FENCEPOST_LISTEN and answer /readyz can stand in for the service.
 //
 // It promises what the laboratory promises: an instance that ends by itself is a failure, and none outlives the
 // laboratory. It knows the service only by its commands, its variables and /readyz.
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -29,6 +31,8 @@ const (
 type Config struct {
 	// Binary is what Build returned.
 	Binary string
+	// Args are the program's arguments; nil stands for the service's serve.
+	Args []string
 	// Addresses, host:port, say where to listen and so how many instances there are.
 	Addresses []string
 	// Env is added to the environment of this process and to the addresses of the servers.
@@ -45,14 +49,29 @@ type Instance struct {
 
 // Build compiles the service into the laboratory's folder and returns the program's path.
 func Build(ctx context.Context, lab *servers.Lab) (string, error) {
-	binary := filepath.Join(lab.Dir(), "fencepost")
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", binary, "fencepost/cmd/fencepost")
+	return BuildProgram(ctx, lab, "", "fencepost/cmd/fencepost")
+}
+
+// BuildProgram compiles a program of the module that dir is in; empty stands for the working directory.
+func BuildProgram(ctx context.Context, lab *servers.Lab, dir, program string) (string, error) {
+	binary := filepath.Join(lab.Dir(), path.Base(program))
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", binary, program)
+	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "GOTMPDIR="+lab.Dir()) // a build that is broken off leaves files behind
 	output, err := run(lab, cmd)
 	if err != nil {
-		return "", fmt.Errorf("build the service: %w\n%s", err, output)
+		return "", fmt.Errorf("build %s: %w\n%s", program, err, output)
 	}
 	return binary, nil
+}
+
+// SourceDir returns the folder of a package of this module.
+func SourceDir(ctx context.Context, lab *servers.Lab, pkg string) (string, error) {
+	output, err := run(lab, exec.CommandContext(ctx, "go", "list", "-f", "{{.Dir}}", pkg))
+	if err != nil {
+		return "", fmt.Errorf("find the source of %s: %w\n%s", pkg, err, output)
+	}
+	return strings.TrimSpace(output), nil
 }
 
 // Migrate brings the schema of the laboratory's database up to date.
@@ -87,6 +106,10 @@ func Start(ctx context.Context, lab *servers.Lab, config Config) ([]*Instance, e
 	for i, address := range config.Addresses {
 		urls[i] = "http://" + address
 	}
+	args := config.Args
+	if args == nil {
+		args = []string{"serve"}
+	}
 	var group errgroup.Group
 	for i, address := range config.Addresses {
 		group.Go(func() error {
@@ -99,7 +122,7 @@ func Start(ctx context.Context, lab *servers.Lab, config Config) ([]*Instance, e
 			process, err := lab.Launch(ctx, servers.Command{
 				Name:   fmt.Sprintf("instance-%d", i+1),
 				Path:   config.Binary,
-				Args:   []string{"serve"},
+				Args:   args,
 				Env:    env,
 				Output: config.Output,
 				Ready:  func(ctx context.Context) error { return ready(ctx, urls[i]) },

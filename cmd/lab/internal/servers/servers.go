@@ -4,7 +4,7 @@
 // It promises that no process and no folder outlives the laboratory, even one that was killed with SIGKILL; that a
 // server that ends by itself fails the laboratory; and that an address which was given is used as it is, or refused
 // with the fix. Nothing is faked: a server whose program is missing is unavailable and says what mends that. Tests can
-// have Sentinels and a Redis Cluster besides.
+// have an ensemble of three ZooKeeper, Sentinels and a Redis Cluster besides.
 //
 // Commands and tests under cmd/lab use it. Both call [RunJanitor] first.
 package servers

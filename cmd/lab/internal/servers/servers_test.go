@@ -114,6 +114,38 @@ func TestZooKeeperComesBack(t *testing.T) {
 	require.ErrorContains(t, zookeeper.Start(t.Context()), "running already")
 }
 
+// An ensemble survives the end of its leader, which comes back as one of the others, and a leader that is paused.
+func TestEnsemble(t *testing.T) {
+	t.Parallel()
+	lab := start(t, servers.Options{})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	began := time.Now()
+	ensemble, err := lab.StartEnsemble(ctx)
+	require.NoError(t, err)
+	first, others, err := ensemble.Leader(ctx)
+	require.NoError(t, err)
+	require.Len(t, others, 2)
+	t.Logf("started in %s", time.Since(began))
+
+	began = time.Now()
+	require.NoError(t, first.Kill())
+	second, _, err := ensemble.Leader(ctx)
+	require.NoError(t, err)
+	require.NotSame(t, first, second)
+	t.Logf("another leader %s after the kill", time.Since(began))
+	require.NoError(t, first.Start(ctx))
+
+	began = time.Now()
+	require.NoError(t, second.Pause())
+	third, _, err := ensemble.Leader(ctx)
+	require.NoError(t, err)
+	require.NotSame(t, second, third)
+	t.Logf("another leader %s after the pause", time.Since(began))
+	require.NoError(t, second.Resume())
+	require.Equal(t, 2, strings.Count(ensemble.Addresses(), ","))
+}
+
 func TestAnUnexpectedEndIsAFailure(t *testing.T) {
 	t.Parallel()
 	lab := start(t, servers.Options{})

@@ -18,12 +18,11 @@ func (l *Lab) zookeeper(ctx context.Context) ([]*Server, error) {
 		server, err := givenZooKeeper(ctx, given)
 		return []*Server{server}, err
 	}
-	java := l.java()
-	jars := l.findBelow("share/java/zookeeper.jar", "opt/zookeeper/libexec/lib/zookeeper-[0-9]*.jar")
-	if java == "" || jars == "" {
+	programs, ok := l.findZooKeeper()
+	if !ok {
 		return []*Server{{Name: ZooKeeper, Source: "unavailable", Detail: mend}}, nil
 	}
-	server, err := l.privateZooKeeper(ctx, java, filepath.Dir(jars))
+	server, err := l.member(ctx, programs, ZooKeeper, nil)
 	return []*Server{server}, err
 }
 
@@ -56,21 +55,42 @@ func (l *Lab) java() string {
 	return l.find("java")
 }
 
-func (l *Lab) privateZooKeeper(ctx context.Context, java, jars string) (*Server, error) {
-	dir, err := l.privateDir(ZooKeeper)
+// programs are what it takes to run ZooKeeper: a Java, and the folder with the jars.
+type programs struct{ java, jars string }
+
+func (l *Lab) findZooKeeper() (programs, bool) {
+	jars := l.findBelow("share/java/zookeeper.jar", "opt/zookeeper/libexec/lib/zookeeper-[0-9]*.jar")
+	p := programs{java: l.java(), jars: filepath.Dir(jars)}
+	return p, p.java != "" && jars != ""
+}
+
+// classes is Java's class path. Homebrew keeps ZooKeeper's jars alone in a folder. Debian keeps all jars of the machine in
+// one; ZooKeeper's own names those it needs, except one that prints the log.
+func (p programs) classes() string {
+	if exists(filepath.Join(p.jars, "zookeeper.jar")) {
+		return filepath.Join(p.jars, "zookeeper.jar") + ":" + filepath.Join(p.jars, "slf4j-simple.jar")
+	}
+	return filepath.Join(p.jars, "*")
+}
+
+// member starts one ZooKeeper. ensemble is what its configuration says about the others; with nil it has none.
+func (l *Lab) member(ctx context.Context, p programs, name string, ensemble []string) (*Server, error) {
+	dir, err := l.privateDir(name)
 	if err != nil {
 		return nil, err
 	}
 	config := filepath.Join(dir, "zoo.cfg")
-	// Homebrew keeps ZooKeeper's jars alone in a folder. Debian keeps all jars of the machine in one; ZooKeeper's
-	// own names those it needs, except one that prints the log.
-	classes := filepath.Join(jars, "*")
-	if exists(filepath.Join(jars, "zookeeper.jar")) {
-		classes = filepath.Join(jars, "zookeeper.jar") + ":" + filepath.Join(jars, "slf4j-simple.jar")
+	main := "org.apache.zookeeper.server.ZooKeeperServerMain"
+	if ensemble != nil {
+		main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
+		id := filepath.Join(dir, "myid")
+		if err := l.writeConfig(id, []string{strings.TrimPrefix(name, ZooKeeper+"-")}); err != nil {
+			return nil, err
+		}
 	}
 	version := ""
 	process, port, err := l.launchOnFreePort(ctx, func(port int) (Command, error) {
-		lines := []string{
+		lines := append([]string{
 			"clientPort=" + strconv.Itoa(port),
 			"clientPortAddress=127.0.0.1",
 			"dataDir=" + dir,
@@ -80,22 +100,22 @@ func (l *Lab) privateZooKeeper(ctx context.Context, java, jars string) (*Server,
 			// All clients have one address here, so a bound for each address would be one for all.
 			"maxClientCnxns=0",
 			"admin.enableServer=false",
-			"4lw.commands.whitelist=ruok,srvr,mntr,cons,conf",
-		}
+			"4lw.commands.whitelist=srvr,conf",
+		}, ensemble...)
 		return Command{
-			Name: ZooKeeper, Path: java, Env: serverEnv(dir),
+			Name: name, Path: p.java, Env: serverEnv(dir),
 			Args: []string{
 				// A small server that starts quickly, and leaves nothing in the machine's temporary folder.
 				"-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData",
 				"-Djava.io.tmpdir=" + dir, "-Dzookeeper.preAllocSize=1024",
-				"-cp", classes, "org.apache.zookeeper.server.ZooKeeperServerMain", config,
+				"-cp", p.classes(), main, config,
 			},
 			Ready: func(ctx context.Context) error {
 				answer, err := fourLetters(ctx, loopback(port), "srvr")
 				if err != nil {
 					return err
 				}
-				if !strings.Contains(answer, "Mode: ") {
+				if mode(answer) == "" { // it has not found the others yet
 					return errors.New(strings.TrimSpace(answer))
 				}
 				version = zookeeperVersion(answer)
@@ -111,8 +131,8 @@ func (l *Lab) privateZooKeeper(ctx context.Context, java, jars string) (*Server,
 		return nil, err
 	}
 	return &Server{
-		Name: ZooKeeper, Version: version, Address: loopback(port), Source: "private",
-		Detail: jars, Process: process,
+		Name: name, Version: version, Address: loopback(port), Source: "private",
+		Detail: p.jars, Process: process,
 		env: []string{zookeeperServers + "=" + loopback(port)},
 	}, nil
 }
@@ -143,4 +163,11 @@ func zookeeperVersion(answer string) string {
 	_, rest, _ := strings.Cut(answer, "Zookeeper version: ")
 	version, _, _ := strings.Cut(rest, "-")
 	return version
+}
+
+// mode is what the answer to srvr says that a server is: standalone, leader or follower; empty while it is none of them.
+func mode(answer string) string {
+	_, rest, _ := strings.Cut(answer, "\nMode: ")
+	mode, _, _ := strings.Cut(rest, "\n")
+	return mode
 }

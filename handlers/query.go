@@ -1,0 +1,45 @@
+package handlers
+
+import (
+	"maps"
+	"net/url"
+	"slices"
+	"strconv"
+
+	"github.com/labstack/echo/v4"
+
+	"fencepost/domain"
+)
+
+// readQuery reads the query as strictly as bodies are read: a misspelt parameter would otherwise ask for everything.
+func readQuery(c echo.Context, known ...string) (map[string]string, error) {
+	all, err := url.ParseQuery(c.Request().URL.RawQuery)
+	if err != nil {
+		return nil, domain.Invalid("query", "must be name=value, escaped as in a form")
+	}
+	query := make(map[string]string, len(all))
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		values := all[name]
+		switch {
+		case !slices.Contains(known, name):
+			return nil, domain.Invalid(shown(name), "must be left out: there is no such parameter")
+		case len(values) > 1:
+			return nil, domain.Invalid(name, "must be given once")
+		case values[0] == "":
+			return nil, domain.Invalid(name, "must not be empty; leave it out instead")
+		}
+		query[name] = values[0]
+	}
+	return query, nil
+}
+
+// pageOf is the part of a list that the query asks for.
+func pageOf(query map[string]string) (page domain.Page, err error) {
+	page = domain.Page{Cursor: query["cursor"], Limit: domain.DefaultPage}
+	if limit, given := query["limit"]; given {
+		if page.Limit, err = strconv.ParseInt(limit, 10, 64); err != nil {
+			return page, domain.Invalid("limit", "must be a whole number")
+		}
+	}
+	return page, nil
+}
