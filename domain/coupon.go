@@ -1,8 +1,10 @@
 package domain
 
 import (
+	"crypto/rand"
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
 )
 
@@ -68,6 +70,23 @@ func CheckCode(field, code string) error {
 		return Invalid(field, "must be 1 to 32 letters, digits, dashes or underscores and begin with a letter or digit")
 	}
 	return nil
+}
+
+// codeLetters are 32 that nobody takes for one another: no 0 or O, no 1 or I.
+const codeLetters = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"
+
+// newCode makes a code of 80 random bits, in groups that can be read out.
+func newCode() string {
+	var random [16]byte
+	rand.Read(random[:]) // never fails
+	var code strings.Builder
+	for i, b := range random {
+		if i > 0 && i%4 == 0 {
+			code.WriteByte('-')
+		}
+		code.WriteByte(codeLetters[b%32]) // 256 is a multiple of 32, so all letters are equally likely
+	}
+	return code.String()
 }
 
 // checkTime accepts what RFC 3339 can write, whose years have four digits: any other could be stored and never be shown. It

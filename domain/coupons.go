@@ -9,7 +9,7 @@ import (
 
 // NewCoupon is the input of CreateCoupon.
 type NewCoupon struct {
-	Code                  string
+	Code                  string // empty: a code that nobody can guess
 	MaxRedemptions        int64
 	PerCustomerLimit      int64 // 0: none
 	ValidFrom, ValidUntil time.Time
@@ -19,6 +19,9 @@ type NewCoupon struct {
 
 // CreateCoupon makes a coupon.
 func (s *Service) CreateCoupon(ctx context.Context, in NewCoupon, once *Once) (CouponView, error) {
+	if in.Code == "" {
+		in.Code = newCode()
+	}
 	if err := CheckCode("code", in.Code); err != nil {
 		return CouponView{}, err
 	}
@@ -69,9 +72,6 @@ type NewRedemption struct {
 // Redeem takes one use of a coupon. A code that does not exist answers like one that has expired, so that codes cannot be
 // found by trying.
 func (s *Service) Redeem(ctx context.Context, caller Caller, in NewRedemption, once *Once) (Redemption, Receipt, error) {
-	if err := CheckCode("code", in.Code); err != nil {
-		return Redemption{}, Receipt{}, fmt.Errorf("coupon %q: %w", in.Code, ErrCouponExpired)
-	}
 	if err := checkText("customer_id", in.CustomerID, 1, 64); err != nil {
 		return Redemption{}, Receipt{}, err
 	}
@@ -116,10 +116,17 @@ func (s *Service) Redeem(ctx context.Context, caller Caller, in NewRedemption, o
 		tx.PutRedemption(r)
 		return nil
 	}
-	receipt, err := s.Guard.Do(ctx, section)
-	if errors.Is(err, ErrNotFound) {
-		err = fmt.Errorf("coupon %q: %w", in.Code, ErrCouponExpired)
-	}
+	var receipt Receipt
+	err := bounded(ctx, s.Guessing, caller, func() (err error) {
+		err = ErrNotFound
+		if CheckCode("code", in.Code) == nil {
+			receipt, err = s.Guard.Do(ctx, section)
+		}
+		if errors.Is(err, ErrNotFound) {
+			err = fmt.Errorf("coupon %q: %w", in.Code, ErrCouponExpired)
+		}
+		return err
+	})
 	return r, receipt, err
 }
 

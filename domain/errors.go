@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 )
 
 // The errors that callers can tell apart. Every error that leaves a use case either is one of these (errors.Is) or is a
@@ -19,6 +20,8 @@ var (
 	ErrCouponExhausted   = errors.New("the coupon is used up")
 	ErrCouponExpired     = errors.New("the coupon is not valid now")
 	ErrCustomerLimit     = errors.New("the customer has used this coupon as often as allowed")
+	ErrTooManyHolds      = errors.New("the caller has as many open holds as allowed")
+	ErrRateLimited       = errors.New("too many requests")
 	ErrKeyReused         = errors.New("the idempotency key was used for another request")
 	ErrCountersCorrupted = errors.New("an unfenced race has corrupted the counters")
 
@@ -101,3 +104,13 @@ func (e *UnavailableError) Error() string { return e.Server + " is not available
 func (e *UnavailableError) Is(target error) bool { return target == ErrUnavailable }
 
 func (e *UnavailableError) Unwrap() error { return e.Err }
+
+// LimitedError is an ErrRateLimited that says when to come back.
+type LimitedError struct{ After time.Duration }
+
+func (e *LimitedError) Error() string {
+	return fmt.Sprintf("%s: again after %s", ErrRateLimited, e.After)
+}
+
+// Is makes every LimitedError an ErrRateLimited.
+func (e *LimitedError) Is(target error) bool { return target == ErrRateLimited }

@@ -57,9 +57,18 @@ func (s *Service) Order(ctx context.Context, caller Caller, in NewOrder, once *O
 	}
 	asked := in.Lines
 	in.Lines = lines
-	order, receipt, err := s.hold(ctx, caller, in, once)
-	if errors.Is(err, ErrNotFound) {
-		err = s.missing(ctx, asked, in.Coupon)
+	var order Order
+	var receipt Receipt
+	do := func() (err error) {
+		if order, receipt, err = s.hold(ctx, caller, in, once); errors.Is(err, ErrNotFound) {
+			err = s.missing(ctx, asked, in.Coupon)
+		}
+		return err
+	}
+	if in.Coupon == "" {
+		err = do()
+	} else {
+		err = bounded(ctx, s.Guessing, caller, do) // an order is another way to try a code
 	}
 	return order, receipt, err
 }
@@ -170,7 +179,16 @@ func (s *Service) hold(ctx context.Context, caller Caller, in NewOrder, once *On
 		}
 		return nil
 	}
-	receipt, err = s.Guard.Do(ctx, section)
+	do := func() (err error) {
+		receipt, err = s.Guard.Do(ctx, section)
+		return err
+	}
+	err = bounded(ctx, s.Holding, caller, do)
+	if refusal := err; errors.Is(refusal, ErrTooManyHolds) && once != nil {
+		// It may be one of those holds that is asked for again.
+		section.Run = func(context.Context, Tx) error { return refusal }
+		err = do()
+	}
 	return order, receipt, err
 }
 

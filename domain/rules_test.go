@@ -1,6 +1,7 @@
 package domain_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -155,4 +156,52 @@ func TestErrors(t *testing.T) {
 
 	require.ErrorIs(t, domain.Invalid("quantity", "must be at least %d", 1), domain.ErrInvalid)
 	require.EqualError(t, domain.Invalid("quantity", "must be at least %d", 1), "quantity must be at least 1")
+}
+
+// A code that the service makes cannot be guessed, nor misread.
+func TestMadeCodes(t *testing.T) {
+	t.Parallel()
+	s, _, _ := newService(t)
+	codes := map[string]bool{}
+	letters := map[rune]int{}
+	const n = 2000
+	for range n {
+		view, err := s.CreateCoupon(t.Context(), domain.NewCoupon{MaxRedemptions: 1}, nil)
+		require.NoError(t, err)
+		require.Regexp(t, `^[2-9A-HJ-NP-Z]{4}(-[2-9A-HJ-NP-Z]{4}){3}$`, view.Code, "16 letters of 32: 80 bits")
+		codes[view.Code] = true
+		for _, r := range strings.ReplaceAll(view.Code, "-", "") {
+			letters[r]++
+		}
+	}
+	assert.Len(t, codes, n)
+	assert.Len(t, letters, 32)
+	for letter, count := range letters { // 1000 expected, with a deviation of 31
+		assert.InDelta(t, n*16/32, count, 250, "%c", letter)
+	}
+}
+
+// Every attempt to use a code is made within the bound, whether it looks like one or not, and so is every hold.
+func TestBoundedAttempts(t *testing.T) {
+	t.Parallel()
+	s, _, _ := newService(t)
+	var results []error
+	bound := func(_ context.Context, caller domain.Caller, attempt func() error) error {
+		assert.Equal(t, "caller", caller.ID)
+		results = append(results, attempt())
+		return domain.ErrRateLimited
+	}
+	s.Guessing, s.Holding = bound, bound
+	caller := domain.Caller{ID: "caller"}
+	for _, code := range []string{"unknown", "-bad", ""} {
+		_, _, err := s.Redeem(t.Context(), caller, domain.NewRedemption{Code: code, CustomerID: "c"}, nil)
+		require.ErrorIs(t, err, domain.ErrRateLimited)
+	}
+	_, _, err := s.Reserve(t.Context(), caller, domain.NewReservation{SKU: "unknown", Quantity: 1}, nil)
+	require.ErrorIs(t, err, domain.ErrRateLimited)
+	require.Len(t, results, 4)
+	for _, err := range results[:3] {
+		assert.ErrorIs(t, err, domain.ErrCouponExpired)
+	}
+	assert.ErrorIs(t, results[3], domain.ErrNotFound)
 }

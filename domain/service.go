@@ -2,6 +2,7 @@ package domain
 
 import (
 	"context"
+	"fmt"
 	"time"
 )
 
@@ -53,6 +54,11 @@ type AuditRow struct {
 	Held      int64
 	Oversold  int64 // sold and held beyond the limit
 	Drift     int64 // by how much the counters differ from the ledger and from the reservations: lost updates
+	Disagree  int64 // reservations and redemptions of which the ledger tells something else, or that are in one of them only
+	OverLimit int64 // customers who have used the coupon more often than allowed
+	WentBack  int64 // accepted writes with an older token than the write before, or with another grant's
+	Behind    bool  // the fence is behind what was written under it, or ahead of its authority
+	Missing   bool  // there is no item, no coupon or no fence to what else there is
 	Refused   int64 // writes that the fence turned away
 	Strategy  string
 	Fencing   Fencing
@@ -60,11 +66,36 @@ type AuditRow struct {
 	LastToken Token
 }
 
+// Findings says what is off, in words; there are none if all is well.
+func (a AuditRow) Findings() []string {
+	var findings []string
+	note := func(n int64, format string) {
+		if n != 0 {
+			findings = append(findings, fmt.Sprintf(format, n))
+		}
+	}
+	note(a.Oversold, "oversold by %d")
+	note(a.Drift, "the counters are off by %d")
+	note(a.Disagree, "the ledger disagrees with %d of its reservations or redemptions")
+	note(a.OverLimit, "%d customers have used it more often than allowed")
+	note(a.WentBack, "%d writes have an older token than the write before them")
+	if a.Behind {
+		findings = append(findings, "the fence is behind what was written under it, or ahead of its authority")
+	}
+	if a.Missing {
+		findings = append(findings, "its own row or its fence is missing")
+	}
+	return findings
+}
+
 // OK is the verdict.
-func (a AuditRow) OK() bool { return a.Oversold == 0 && a.Drift == 0 }
+func (a AuditRow) OK() bool { return len(a.Findings()) == 0 }
 
 // AuditSum is what the audit finds over many resources.
-type AuditSum struct{ Oversold, Drift int64 }
+type AuditSum struct {
+	Oversold, Drift int64
+	Off             int64 // resources with any finding
+}
 
 // Caller is who asks. Reservations and redemptions are visible to their maker and to admins.
 type Caller struct {
@@ -74,7 +105,7 @@ type Caller struct {
 
 func (c Caller) sees(createdBy string) bool { return c.Admin || c.ID == createdBy }
 
-// Service is the use cases. All fields but Review are required; it is safe for concurrent use.
+// Service is the use cases. All fields but Review, Holding and Guessing are required; it is safe for concurrent use.
 type Service struct {
 	Guard   Guard
 	Store   Store
@@ -87,6 +118,26 @@ type Service struct {
 	// Review, if set, has the last word on a reservation that stock is there for, such as a fraud check has. It runs while
 	// the lock is held, between the read and the write: the place where a lock is held for long.
 	Review func(ctx context.Context, r Reservation) error
+
+	// Holding and Guessing, if set, make an attempt for the caller, or refuse him: who has too many open holds
+	// (ErrTooManyHolds), or has tried too many codes that are none (ErrRateLimited).
+	Holding, Guessing func(ctx context.Context, caller Caller, attempt func() error) error
+}
+
+// bounded makes the attempt within a bound of the caller's, if there is one.
+func bounded(ctx context.Context, bound func(context.Context, Caller, func() error) error, caller Caller, attempt func() error) error {
+	if bound == nil {
+		return attempt()
+	}
+	return bound(ctx, caller, attempt)
+}
+
+// Quota is what a caller may still ask for.
+type Quota struct {
+	Limit     int64 // requests in a window, over all instances; 0: there is no limit
+	Window    time.Duration
+	Remaining int64
+	Reset     time.Duration // until the next window
 }
 
 // ReservationPrefix and RedemptionPrefix begin the ids of their kind, so that one cannot be taken for the other.

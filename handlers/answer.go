@@ -13,6 +13,8 @@ const (
 	headerStrategy = "Fencepost-Strategy"
 	headerToken    = "Fencepost-Token"
 	headerTiming   = "Server-Timing"
+	headerPolicy   = "RateLimit-Policy"
+	headerQuota    = "RateLimit"
 
 	headerETag        = "Etag" // as net/http spells it
 	headerIfMatch     = "If-Match"

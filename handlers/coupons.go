@@ -30,7 +30,7 @@ func couponOf(v domain.CouponView) couponJSON {
 
 func (s *server) createCoupon(c echo.Context) error {
 	in, err := decode[struct {
-		Code             string     `json:"code"`
+		Code             *string    `json:"code,omitempty"`
 		MaxRedemptions   int64      `json:"max_redemptions"`
 		PerCustomerLimit *int64     `json:"per_customer_limit,omitempty"`
 		ValidFrom        *time.Time `json:"valid_from,omitempty"`
@@ -50,6 +50,10 @@ func (s *server) createCoupon(c echo.Context) error {
 	if in.ValidUntil != nil && in.ValidUntil.IsZero() {
 		return domain.Invalid("valid_until", "must be later than the year 1")
 	}
+	code, err := filled("code", in.Code)
+	if err != nil {
+		return err
+	}
 	strategy, fencing, err := in.Lock.spec()
 	if err != nil {
 		return err
@@ -62,7 +66,7 @@ func (s *server) createCoupon(c echo.Context) error {
 		return err
 	}
 	coupon, err := s.Service.CreateCoupon(c.Request().Context(), domain.NewCoupon{
-		Code: in.Code, MaxRedemptions: in.MaxRedemptions, PerCustomerLimit: deref(in.PerCustomerLimit),
+		Code: code, MaxRedemptions: in.MaxRedemptions, PerCustomerLimit: deref(in.PerCustomerLimit),
 		ValidFrom: deref(in.ValidFrom), ValidUntil: deref(in.ValidUntil),
 		Strategy: strategy, Fencing: fencing,
 	}, once)

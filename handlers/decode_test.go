@@ -29,7 +29,7 @@ var posts = []struct {
 	{"/v1/items", `{"sku":"vase","name":"Vase","stock":3}`, "stock", "name", 201, []string{"sku", "name", "stock"}},
 	{"/v1/items/lamp/restocks", `{"quantity":3}`, "quantity", "", 200, []string{"quantity"}},
 	{"/v1/items/lamp/reservations", `{"quantity":3}`, "quantity", "customer_id", 201, []string{"quantity"}},
-	{"/v1/coupons", `{"code":"NEW","max_redemptions":3}`, "max_redemptions", "code", 201, []string{"code", "max_redemptions"}},
+	{"/v1/coupons", `{"code":"NEW","max_redemptions":3}`, "max_redemptions", "code", 201, []string{"max_redemptions"}},
 	{"/v1/coupons/TEN/redemptions", `{"customer_id":"c"}`, "", "customer_id", 201, []string{"customer_id"}},
 }
 
@@ -344,6 +344,38 @@ func FuzzBodies(f *testing.F) {
 			}
 			w := call(newHandler(newMemory()), "POST", path, body)
 			assert.Less(t, w.Code, 500, "%s %q: %s", path, body, w.Body)
+		}
+	})
+}
+
+// Without a code the service makes one. What is there in its place must be a code.
+func TestCouponWithoutACode(t *testing.T) {
+	t.Parallel()
+	w := call(newHandler(newMemory()), "POST", "/v1/coupons", `{"max_redemptions":3}`)
+	require.Equal(t, 201, w.Code, w.Body)
+	assert.Regexp(t, `^/v1/coupons/\w{4}-\w{4}-\w{4}-\w{4}$`, w.Header().Get("Location"))
+	for _, code := range []string{`null`, `""`, `" "`, `1`, `{}`, `"a b"`} {
+		w := call(newHandler(newMemory()), "POST", "/v1/coupons", `{"max_redemptions":3,"code":`+code+`}`)
+		assert.Equal(t, "code", problemOf(t, w).Field, code)
+	}
+}
+
+// No query gets further than its check, or comes back in an answer as it was.
+func FuzzQueries(f *testing.F) {
+	for _, query := range []string{"resource=item/lamp", "resource=", "resource=item/%00", "a=1;b=2", "%ZZ", "resource=item/lamp&resource=x", "<script>=1", "=", "&&", "resource=coupon/%F0%9F%98%80"} {
+		f.Add(query)
+	}
+	f.Fuzz(func(t *testing.T, query string) {
+		r := httptest.NewRequest("GET", "/v1/audit", nil)
+		r.URL.RawQuery = query
+		r.Host = "localhost"
+		w := httptest.NewRecorder()
+		newHandler(newMemory()).ServeHTTP(w, r)
+		if w.Code != 200 && w.Code != 404 && w.Code != 422 {
+			t.Errorf("%q: %d %s", query, w.Code, w.Body)
+		}
+		if w.Body.Len() > 2048 && w.Code != 200 || strings.Contains(w.Body.String(), "<script") {
+			t.Errorf("%q: %s", query, w.Body)
 		}
 	})
 }

@@ -32,6 +32,11 @@ type Config struct {
 	// authentication is off, and every caller is an admin.
 	Authenticate func(ctx context.Context, key string) (domain.Caller, error)
 
+	// Take, if set, spends one request of the caller's, or answers a *domain.LimitedError.
+	Take func(ctx context.Context, caller domain.Caller) (domain.Quota, error)
+
+	TLS bool // the listener speaks HTTPS
+
 	// Instances are the base URLs of all instances. A page that one of them served may call the others.
 	Instances []string
 
@@ -138,7 +143,7 @@ func New(c Config) http.Handler {
 	e.HTTPErrorHandler = s.answerError
 	e.IPExtractor = echo.ExtractIPDirect() // a client can write anything into X-Forwarded-For
 	e.Pre(decodedPath)
-	e.Use(s.observe, secure, s.ownHost, s.shareAcrossInstances(crossOrigin), s.limit)
+	e.Use(s.observe, s.secure, s.ownHost, s.shareAcrossInstances(crossOrigin), s.limit)
 	for _, r := range s.routes() {
 		e.Add(r.method, r.path, r.handle, s.allow(r.role))
 		if r.method == http.MethodGet {

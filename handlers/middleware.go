@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"regexp"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -102,11 +104,14 @@ func recovered(next echo.HandlerFunc) echo.HandlerFunc {
 }
 
 // secure sets the headers that every answer carries. The page brings its own Content-Security-Policy.
-func secure(next echo.HandlerFunc) echo.HandlerFunc {
+func (s *server) secure(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		h := c.Response().Header()
 		h.Set(echo.HeaderXContentTypeOptions, "nosniff")
 		h.Set(echo.HeaderReferrerPolicy, "no-referrer")
+		if s.TLS { // for two years, as browsers remember it
+			h.Set(echo.HeaderStrictTransportSecurity, "max-age=63072000")
+		}
 		if ofAPI(c) {
 			h.Set(echo.HeaderCacheControl, "no-store")
 		}
@@ -148,7 +153,7 @@ func (s *server) shareAcrossInstances(protection *http.CrossOriginProtection) ec
 			if origin := r.Header.Get(echo.HeaderOrigin); s.origins[origin] {
 				h.Set(echo.HeaderAccessControlAllowOrigin, origin)
 				h.Set(echo.HeaderAccessControlExposeHeaders, strings.Join([]string{
-					headerStrategy, headerToken, headerTiming, headerETag, echo.HeaderRetryAfter, echo.HeaderLocation, echo.HeaderXRequestID, headerReplayed,
+					headerStrategy, headerToken, headerTiming, headerPolicy, headerQuota, headerETag, echo.HeaderRetryAfter, echo.HeaderLocation, echo.HeaderXRequestID, headerReplayed,
 				}, ", "))
 				if r.Method == http.MethodOptions && r.Header.Get(echo.HeaderAccessControlRequestMethod) != "" {
 					h.Set(echo.HeaderAccessControlAllowMethods, "GET, HEAD, POST")
@@ -205,9 +210,31 @@ func (s *server) allow(needed role) echo.MiddlewareFunc {
 				return errForbidden
 			}
 			c.Set(keyCaller, caller)
+			if err := s.take(c, caller); err != nil {
+				return err
+			}
 			return next(c)
 		}
 	}
+}
+
+// take spends one request of the caller's, and says what is left in the fields of draft-ietf-httpapi-ratelimit-headers-11.
+func (s *server) take(c echo.Context, caller domain.Caller) error {
+	if s.Take == nil {
+		return nil
+	}
+	quota, err := s.Take(c.Request().Context(), caller)
+	if quota.Limit > 0 {
+		h := c.Response().Header()
+		h.Set(headerPolicy, fmt.Sprintf(`"caller";q=%d;w=%s`, quota.Limit, seconds(quota.Window)))
+		h.Set(headerQuota, fmt.Sprintf(`"caller";r=%d;t=%s`, quota.Remaining, seconds(quota.Reset)))
+	}
+	return err
+}
+
+// seconds is at least one: whoever comes back after none comes too early.
+func seconds(d time.Duration) string {
+	return strconv.FormatInt(max(int64(math.Ceil(d.Seconds())), 1), 10)
 }
 
 func (s *server) authenticate(c echo.Context) (domain.Caller, error) {

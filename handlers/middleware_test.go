@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -271,4 +273,47 @@ func TestInstanceThatIsNoURL(t *testing.T) {
 	assert.Panics(t, func() {
 		newHandler(newMemory(), func(c *handlers.Config) { c.Instances = []string{"127.0.0.1:8080"} })
 	})
+}
+
+// The fields of draft-ietf-httpapi-ratelimit-headers-11, on every answer to a caller who is known.
+func TestRateLimitFields(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	left := int64(2)
+	h := newHandler(m, withKeys, func(c *handlers.Config) {
+		c.Take = func(_ context.Context, caller domain.Caller) (domain.Quota, error) {
+			if caller.Admin {
+				return domain.Quota{}, nil
+			}
+			quota := domain.Quota{Limit: 2, Window: time.Minute, Reset: 1200 * time.Millisecond}
+			if left == 0 {
+				return quota, &domain.LimitedError{After: quota.Reset}
+			}
+			left--
+			quota.Remaining = left
+			return quota, nil
+		}
+	})
+	ask := func(key string) *httptest.ResponseRecorder {
+		return call(h, "POST", "/v1/items/lamp/reservations", `{"quantity":1}`, "Authorization", "Bearer "+key, "X-Forwarded-For", "10.0.0.1")
+	}
+	for _, remaining := range []string{"1", "0"} {
+		w := ask(shopKey)
+		require.Equal(t, 201, w.Code)
+		assert.Equal(t, `"caller";q=2;w=60`, w.Header().Get("RateLimit-Policy"))
+		assert.Equal(t, `"caller";r=`+remaining+`;t=2`, w.Header().Get("RateLimit"))
+	}
+	w := ask(shopKey)
+	p := problemOf(t, w)
+	assert.Equal(t, 429, w.Code)
+	assert.Equal(t, "rate_limited", p.Code)
+	assert.True(t, p.Retryable)
+	assert.Equal(t, "2", w.Header().Get("Retry-After"))
+	assert.Equal(t, `"caller";r=0;t=2`, w.Header().Get("RateLimit"))
+	assert.Equal(t, 2, m.sections, "what is refused does nothing")
+	w = ask(adminKey)
+	assert.Equal(t, 201, w.Code)
+	assert.Empty(t, w.Header().Get("RateLimit"))
+	assert.Equal(t, 401, ask("wrong").Code)
+	assert.Equal(t, 200, call(h, "GET", "/healthz", "").Code)
 }

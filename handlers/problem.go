@@ -73,6 +73,8 @@ var problems = []struct {
 	{domain.ErrExpired, http.StatusConflict, "reservation_expired", false, "The reservation has expired", ""},
 	{domain.ErrCouponExhausted, http.StatusConflict, "coupon_exhausted", false, "The coupon is used up", ""},
 	{domain.ErrCustomerLimit, http.StatusConflict, "customer_limit", false, "The customer has used the coupon as often as allowed", ""},
+	{domain.ErrTooManyHolds, http.StatusConflict, "too_many_holds", false, "Too many open holds", "You have as many open holds as one caller may. Confirm or release one first. " + nothingWritten},
+	{domain.ErrRateLimited, http.StatusTooManyRequests, "rate_limited", true, "Too many requests", "You have asked for more than one caller may in this time. " + nothingWritten},
 	{
 		// The same words for a coupon that does not exist: the difference would tell which codes are real.
 		domain.ErrCouponExpired, http.StatusGone, "coupon_expired", false, "The coupon is not valid",
@@ -188,6 +190,9 @@ func (s *server) answerError(err error, c echo.Context) {
 	// The header invites programs to send the request again by themselves.
 	if p.Retryable && (p.Status == http.StatusServiceUnavailable || p.Status == http.StatusTooManyRequests) {
 		h.Set(echo.HeaderRetryAfter, "1")
+	}
+	if limited, ok := errors.AsType[*domain.LimitedError](err); ok {
+		h.Set(echo.HeaderRetryAfter, seconds(limited.After))
 	}
 	c.Response().WriteHeader(p.Status)
 	_, _ = c.Response().Write(encode(p)) // it fails only when the client is gone

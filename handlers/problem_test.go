@@ -49,6 +49,8 @@ func TestEveryErrorHasItsAnswer(t *testing.T) {
 		{fmt.Errorf("item: %w", domain.ErrExpired), 409, "reservation_expired", false},
 		{fmt.Errorf("item: %w", domain.ErrCouponExhausted), 409, "coupon_exhausted", false},
 		{fmt.Errorf("item: %w", domain.ErrCustomerLimit), 409, "customer_limit", false},
+		{fmt.Errorf("%w: 7", domain.ErrTooManyHolds), 409, "too_many_holds", false},
+		{&domain.LimitedError{After: 2500 * time.Millisecond}, 429, "rate_limited", true},
 		{fmt.Errorf("item: %w", domain.ErrCouponExpired), 410, "coupon_expired", false},
 		{fmt.Errorf("%w: %w", domain.ErrCountersCorrupted, secret), 409, "counters_corrupted", false},
 		{fmt.Errorf("%w: %w", domain.ErrLockTimeout, secret), 503, "lock_timeout", true},
@@ -84,6 +86,8 @@ func TestEveryErrorHasItsAnswer(t *testing.T) {
 				assert.Equal(t, tt.code != "outcome_unknown", strings.HasSuffix(p.Detail, "Nothing was written."))
 			}
 			switch tt.code {
+			case "rate_limited":
+				assert.Equal(t, "3", w.Header().Get("Retry-After"), "a client that comes back earlier is refused again")
 			case "invalid":
 				assert.Equal(t, "quantity", p.Field)
 				assert.Equal(t, "quantity must be odd", p.Detail)

@@ -70,7 +70,20 @@ type auditJSON struct {
 	Epoch    string         `json:"epoch"`
 	Token    string         `json:"token"`
 	OK       bool           `json:"ok"`
+	Findings []string       `json:"findings,omitempty"` // what is off, in words
 }
+
+func auditOf(r domain.AuditRow) auditJSON {
+	return auditJSON{
+		Resource: r.Key, Limit: r.Limit, Sold: r.Sold, Held: r.Held, Oversold: r.Oversold, Drift: r.Drift,
+		Refused: r.Refused, Strategy: r.Strategy, Fencing: r.Fencing,
+		Epoch: strconv.FormatInt(r.LastEpoch, 10), Token: strconv.FormatInt(int64(r.LastToken), 10),
+		OK: r.OK(), Findings: r.Findings(),
+	}
+}
+
+// AuditJSON is a resource's verdict as GET /v1/audit answers it, for the command that prints the same.
+func AuditJSON(r domain.AuditRow) any { return auditOf(r) }
 
 // audit answers 200 whatever the verdict is: the audit itself has worked.
 func (s *server) audit(c echo.Context) error {
@@ -102,12 +115,7 @@ func (s *server) audit(c echo.Context) error {
 	}{true, make([]auditJSON, len(rows)), next}
 	for i, r := range rows {
 		answer.OK = answer.OK && r.OK()
-		answer.Resources[i] = auditJSON{
-			Resource: r.Key, Limit: r.Limit, Sold: r.Sold, Held: r.Held, Oversold: r.Oversold, Drift: r.Drift,
-			Refused: r.Refused, Strategy: r.Strategy, Fencing: r.Fencing,
-			Epoch: strconv.FormatInt(r.LastEpoch, 10), Token: strconv.FormatInt(int64(r.LastToken), 10),
-			OK: r.OK(),
-		}
+		answer.Resources[i] = auditOf(r)
 	}
 	return c.JSON(http.StatusOK, answer)
 }

@@ -63,7 +63,10 @@ CREATE TABLE fences (
     -- The transaction that presented last. Its number alone would not do: after a dump is restored into a new cluster the
     -- numbers start again and one of them would some day be taken for a presentation. Its start time cannot come back.
     presented_in xid8        NOT NULL,
-    presented_at timestamptz NOT NULL
+    presented_at timestamptz NOT NULL,
+    -- How many presentations were accepted. They are serial, so it is the order in which transactions have had the resource;
+    -- no clock and no transaction number gives that, as those are drawn before the wait for this row.
+    turn         bigint  NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50); -- every presentation rewrites the row: leave room for it on its own page
 COMMENT ON TABLE fences IS 'Per resource the newest (epoch, token, grant) that PostgreSQL has seen. Moves forward only.';
 
@@ -164,7 +167,7 @@ BEGIN
             p_resource, p_strategy, p_epoch, p_token, f.strategy, f.epoch, f.token, f.grant_id);
     END IF;
     UPDATE public.fences
-       SET epoch = p_epoch, token = p_token, grant_id = p_grant, strategy = p_strategy,
+       SET epoch = p_epoch, token = p_token, grant_id = p_grant, strategy = p_strategy, turn = turn + 1,
            presented_in = pg_catalog.pg_current_xact_id(), presented_at = pg_catalog.now()
      WHERE resource = p_resource;
     RETURN f.fencing;
@@ -197,7 +200,7 @@ BEGIN
               WHEN f.grant_id = p_grant THEN f.token
               ELSE f.token + 1 END;
     UPDATE public.fences
-       SET epoch = p_epoch, token = t, grant_id = p_grant, strategy = 'postgres',
+       SET epoch = p_epoch, token = t, grant_id = p_grant, strategy = 'postgres', turn = turn + 1,
            presented_in = pg_catalog.pg_current_xact_id(), presented_at = pg_catalog.now()
      WHERE resource = p_resource;
     RETURN t;
@@ -334,7 +337,8 @@ END $$;
 -- +goose StatementBegin
 CREATE FUNCTION guard_fence() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF NEW.resource <> OLD.resource OR NEW.fencing <> OLD.fencing OR (NEW.epoch, NEW.token) < (OLD.epoch, OLD.token) THEN
+    IF NEW.resource <> OLD.resource OR NEW.fencing <> OLD.fencing OR (NEW.epoch, NEW.token) < (OLD.epoch, OLD.token)
+       OR NEW.turn < OLD.turn THEN
         RAISE EXCEPTION 'the fence of % only moves forward', OLD.resource USING ERRCODE = 'FP004';
     END IF;
     IF NEW.scope <> OLD.scope AND (

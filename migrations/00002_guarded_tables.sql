@@ -71,10 +71,13 @@ CREATE TABLE ledger (
     epoch          bigint      NOT NULL,
     token          bigint,
     grant_id       uuid        NOT NULL,
+    turn           bigint,
     written_at     timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (resource, entry)
 );
 COMMENT ON TABLE ledger IS 'Every change of a counter, with the grant under which it was made. Append-only.';
+COMMENT ON COLUMN ledger.turn IS
+    'The fence''s turn, which puts the writes of one resource in order; two tokens tell which is newer, not which was written first. NULL where fencing is off: writes have no order there.';
 COMMENT ON COLUMN ledger.reference IS 'The reservation or the redemption that the change belongs to.';
 
 -- guard_row lets a change through when this very transaction has presented for the row's resource, or the resource's
@@ -125,6 +128,7 @@ BEGIN
     NEW.epoch := f.epoch;
     NEW.token := f.token;
     NEW.grant_id := f.grant_id;
+    NEW.turn := f.turn;
     RETURN NEW;
 END $$;
 -- +goose StatementEnd
@@ -227,8 +231,60 @@ COMMENT ON COLUMN api_keys.digest IS 'SHA-256 of the key. The key itself is 256 
 GRANT SELECT, INSERT ON api_keys TO fencepost_service;
 GRANT UPDATE (revoked_at) ON api_keys TO fencepost_service;
 
+-- What callers may do, over all instances. Unlogged: a crash of the server forgets what was used, and costs no write to the
+-- log for each request otherwise.
+CREATE UNLOGGED TABLE request_quotas (
+    caller  text        PRIMARY KEY,
+    began   timestamptz NOT NULL,
+    taken   bigint      NOT NULL,
+    granted bigint      NOT NULL
+) WITH (fillfactor = 50);
+COMMENT ON TABLE request_quotas IS 'How many requests of the current window instances have taken, and what the last to ask has got.';
+
+CREATE UNLOGGED TABLE coupon_guesses (
+    caller text        PRIMARY KEY,
+    until  timestamptz NOT NULL
+) WITH (fillfactor = 50);
+COMMENT ON TABLE coupon_guesses IS 'Each code that was tried in vain moves its caller''s time on by a share of the window.';
+
+CREATE TABLE hold_leases (
+    caller   text        NOT NULL,
+    instance uuid        NOT NULL,
+    holds    bigint      NOT NULL,
+    until    timestamptz NOT NULL,
+    PRIMARY KEY (caller, instance)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE hold_leases IS 'How many holds each instance is making, or may still make, for a caller who may have a limited number of them.';
+CREATE INDEX reservation_lines_open ON reservation_lines (created_by, reservation) WHERE state = 'held';
+
+-- lease_holds lets an instance make up to p_want more holds for the caller, and returns how many. What is open and what is
+-- leased is counted by one instance at a time, and anew with each statement, so the sum never passes p_most.
+-- +goose StatementBegin
+CREATE FUNCTION lease_holds(p_caller text, p_instance uuid, p_making bigint, p_want bigint, p_most bigint, p_term interval)
+RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    free bigint;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('holds/' || p_caller, 0));
+    DELETE FROM public.hold_leases WHERE caller = p_caller AND until < clock_timestamp();
+    SELECT p_most - p_making
+           - (SELECT count(DISTINCT reservation) FROM public.reservation_lines WHERE created_by = p_caller AND state = 'held')
+           - (SELECT COALESCE(sum(holds), 0) FROM public.hold_leases WHERE caller = p_caller AND instance <> p_instance)
+      INTO free;
+    free := greatest(least(p_want, free), 0);
+    INSERT INTO public.hold_leases VALUES (p_caller, p_instance, p_making + free, clock_timestamp() + p_term)
+    ON CONFLICT (caller, instance) DO UPDATE SET holds = excluded.holds, until = excluded.until;
+    RETURN free;
+END $$;
+-- +goose StatementEnd
+REVOKE ALL ON FUNCTION lease_holds FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION lease_holds TO fencepost_service;
+GRANT SELECT, INSERT, UPDATE ON request_quotas, coupon_guesses TO fencepost_service;
+GRANT SELECT, INSERT, UPDATE, DELETE ON hold_leases TO fencepost_service;
+
 -- +goose Down
-DROP FUNCTION purge_answers;
+DROP FUNCTION purge_answers, lease_holds;
+DROP TABLE hold_leases, coupon_guesses, request_quotas;
 DROP TABLE sweep_slots, api_keys, answers, ledger, redemptions, coupons, reservation_lines, items;
 DROP TRIGGER guard_truncate ON fences;
 DROP TRIGGER guard_truncate ON refusals;

@@ -36,7 +36,7 @@ var arrows = []struct {
 	{"locking", []string{"domain"}, "the locks and the store meet only through a port; each can be judged without the other"},
 	{"locking/*lock", []string{"domain", "locking"}, "a strategy that leaned on another would fail with it"},
 	{"locking/strategies", []string{"locking", "locking/*lock"}, "the one table is the only place that knows every strategy"},
-	{"cmd/fencepost", []string{"domain", "domain/postgres", "handlers", "locking", "locking/strategies", "handlers/observe", "migrations", "web"}, "the wiring knows everyone"},
+	{"cmd/fencepost", []string{"domain", "domain/postgres", "handlers", "locking", "locking/*lock", "locking/strategies", "handlers/observe", "migrations", "web"}, "the wiring knows everyone"},
 	{"cmd/latency", []string{"domain", "domain/postgres", "locking", "locking/strategies", "migrations"}, "it measures the strategies themselves, without the service around them"},
 	{"cmd/lab", []string{"cmd/lab/internal/*"}, "the laboratory starts the service as a program, and measures it from outside"},
 	{"cmd/lab/internal/bench", []string{"cmd/lab/internal/instances", "cmd/lab/internal/servers"}, "what is measured is reached as its users reach it, and counted with SQL of the benchmark's own"},

@@ -16,8 +16,8 @@ import (
 // Exit codes.
 const (
 	exitOK     = 0
-	exitFailed = 1
-	exitUsage  = 2 // the command line or the configuration is wrong: trying again is no use
+	exitFailed = 1 // of audit: something is off
+	exitUsage  = 2 // the command line or the configuration is wrong: trying again is no use. Of audit: there is no verdict
 )
 
 type commandLine struct {
@@ -25,6 +25,7 @@ type commandLine struct {
 
 	Serve      serveCommand     `cmd:"" help:"Run one instance of the service."`
 	Migrate    migrateCommand   `cmd:"" help:"Bring the database's schema up to date, as its owner."`
+	Audit      auditCommand     `cmd:"" help:"Count what was given out, and compare; exit code 1 if anything is off, 2 if there is no verdict."`
 	Keys       keysCommand      `cmd:"" help:"Create, list and revoke API keys."`
 	Switch     switchCommand    `cmd:"" help:"Put another lock strategy in charge; running instances that have its servers follow."`
 	ShowConfig configCommand    `cmd:"" name:"config" help:"Print the configuration with its secrets hidden, and check it."`
@@ -63,6 +64,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (code int
 	}
 	if err != nil {
 		fmt.Fprintln(stderr, "fencepost:", oneLine(cli.explain(err)))
+		if _, ok := errors.AsType[noVerdictError](err); ok {
+			return exitUsage
+		}
 		return exitFailed
 	}
 	return exitOK

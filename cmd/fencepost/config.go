@@ -20,6 +20,7 @@ import (
 
 	"fencepost/domain"
 	"fencepost/locking/strategies"
+	"fencepost/locking/zklock"
 )
 
 // Config is the whole configuration. Each field is an environment variable and a flag. Fields with the tag secret are
@@ -27,6 +28,9 @@ import (
 // come from a file, as secret stores hand them out.
 type Config struct {
 	Listen string `env:"FENCEPOST_LISTEN" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where to listen (${default})."`
+
+	TLSCertFile string `name:"tls-cert-file" env:"FENCEPOST_TLS_CERT_FILE" placeholder:"FILE" help:"The listener's certificate and those that lead to its authority, as PEM. With it the listener speaks HTTPS alone. Read anew when it changes."`
+	TLSKeyFile  string `name:"tls-key-file" env:"FENCEPOST_TLS_KEY_FILE" placeholder:"FILE" help:"The certificate's private key, as PEM."`
 
 	DatabaseURL     string `env:"FENCEPOST_DATABASE_URL" secret:"" placeholder:"URL" help:"PostgreSQL, as the service's role: postgres://fencepost_service:PASSWORD@HOST:5432/DATABASE."`
 	DatabaseURLFile string `env:"FENCEPOST_DATABASE_URL_FILE" placeholder:"FILE" help:"A file with FENCEPOST_DATABASE_URL in it."`
@@ -36,6 +40,11 @@ type Config struct {
 
 	Auth string `env:"FENCEPOST_AUTH" default:"keys" placeholder:"keys|off" help:"Whether callers need a key (${default}). Off makes every caller an admin, and starts on a loopback address only."`
 
+	RateLimit      int `env:"FENCEPOST_RATE_LIMIT" default:"60000" placeholder:"N" help:"How many requests a caller may make in a minute, over all instances (${default}); 0 is no limit."`
+	AdminRateLimit int `env:"FENCEPOST_ADMIN_RATE_LIMIT" default:"0" placeholder:"N" help:"The same for admins (${default})."`
+	MaxOpenHolds   int `env:"FENCEPOST_MAX_OPEN_HOLDS" default:"10000" placeholder:"N" help:"How many reservations a caller who is no admin may hold at a time (${default}); 0 is no limit."`
+	CouponGuesses  int `env:"FENCEPOST_COUPON_GUESSES" default:"5" placeholder:"N" help:"How many coupon codes a caller who is no admin may try in vain in a minute (${default}); 0 is no limit."`
+
 	InventoryLock string `env:"FENCEPOST_INVENTORY_LOCK" default:"postgres" placeholder:"STRATEGY" help:"The lock strategy of items that have none of their own (${default})."`
 	CouponLock    string `env:"FENCEPOST_COUPON_LOCK" default:"postgres" placeholder:"STRATEGY" help:"The lock strategy of coupons that have none of their own (${default})."`
 	Fencing       string `env:"FENCEPOST_FENCING" default:"enforced" placeholder:"enforced|off" help:"Whether PostgreSQL refuses stale writes to new resources that do not say (${default}). Off is for demonstrations."`
@@ -44,7 +53,7 @@ type Config struct {
 	RedisURLFile      string   `env:"FENCEPOST_REDIS_URL_FILE" placeholder:"FILE" help:"A file with FENCEPOST_REDIS_URL in it."`
 	RedlockURLs       []string `name:"redlock-urls" env:"FENCEPOST_REDLOCK_URLS" secret:"" placeholder:"URL,URL" help:"The independent Redis masters of the strategy redlock."`
 	RedlockURLsFile   string   `name:"redlock-urls-file" env:"FENCEPOST_REDLOCK_URLS_FILE" placeholder:"FILE" help:"A file with FENCEPOST_REDLOCK_URLS in it."`
-	ZooKeeperServers  []string `name:"zookeeper-servers" env:"FENCEPOST_ZOOKEEPER_SERVERS" placeholder:"HOST:PORT,HOST:PORT" help:"The ensemble of the strategy zookeeper."`
+	ZooKeeperServers  []string `name:"zookeeper-servers" env:"FENCEPOST_ZOOKEEPER_SERVERS" placeholder:"HOST:PORT,HOST:PORT" help:"The ensemble of the strategy zookeeper; tls://HOST:PORT for a server that speaks TLS."`
 	ZooKeeperAuth     string   `name:"zookeeper-auth" env:"FENCEPOST_ZOOKEEPER_AUTH" secret:"pair" placeholder:"USER:PASSWORD" help:"Whom the nodes in ZooKeeper belong to. Without it, they are open to all who reach it."`
 	ZooKeeperAuthFile string   `name:"zookeeper-auth-file" env:"FENCEPOST_ZOOKEEPER_AUTH_FILE" placeholder:"FILE" help:"A file with FENCEPOST_ZOOKEEPER_AUTH in it."`
 
@@ -154,12 +163,18 @@ func (c *Config) checkDatabase() error {
 // checkAll checks what the service needs: everything but the owner's URL, which it should better not have.
 func (c *Config) checkAll() error {
 	loopback := c.checkListen()
+	c.checkCertificate()
 	_ = c.checkDatabase() // its problems are in c
 	c.checkRange("FENCEPOST_DATABASE_CONNS", c.DatabaseConns, 1, 1000)
 	c.checkOneOf("FENCEPOST_AUTH", c.Auth, "keys", "off")
 	if c.Auth == "off" && !loopback && !c.unreadable("FENCEPOST_LISTEN") {
 		c.problem("FENCEPOST_AUTH", "is off and FENCEPOST_LISTEN is %s: anybody could be an admin; set FENCEPOST_AUTH=keys, or listen on 127.0.0.1", c.Listen)
 	}
+
+	c.checkRange("FENCEPOST_RATE_LIMIT", c.RateLimit, 0, 1_000_000_000)
+	c.checkRange("FENCEPOST_ADMIN_RATE_LIMIT", c.AdminRateLimit, 0, 1_000_000_000)
+	c.checkRange("FENCEPOST_MAX_OPEN_HOLDS", c.MaxOpenHolds, 0, 1_000_000_000)
+	c.checkRange("FENCEPOST_COUPON_GUESSES", c.CouponGuesses, 0, 1_000_000)
 
 	c.readFile("FENCEPOST_REDIS_URL", &c.RedisURL, c.RedisURLFile)
 	if c.RedisURL != "" && !c.unreadable("FENCEPOST_REDIS_URL_FILE") {
@@ -178,11 +193,11 @@ func (c *Config) checkAll() error {
 	}
 	c.ZooKeeperServers = list(strings.Join(c.ZooKeeperServers, ","))
 	for _, s := range c.ZooKeeperServers {
-		if strings.Contains(s, "/") { // as other clients allow at the end of the list
+		if strings.Contains(strings.TrimPrefix(s, zklock.TLS), "/") { // as other clients allow at the end of the list
 			c.problem("FENCEPOST_ZOOKEEPER_SERVERS", "has a path in %q: write HOST:PORT; the nodes are always below /fencepost", s)
 			continue
 		}
-		c.checkHostPort("FENCEPOST_ZOOKEEPER_SERVERS", s, 1)
+		c.checkHostPort("FENCEPOST_ZOOKEEPER_SERVERS", strings.TrimPrefix(s, zklock.TLS), 1)
 	}
 	c.readFile("FENCEPOST_ZOOKEEPER_AUTH", &c.ZooKeeperAuth, c.ZooKeeperAuthFile)
 	c.checkPair("FENCEPOST_ZOOKEEPER_AUTH", c.ZooKeeperAuth)
@@ -289,6 +304,18 @@ func (c *Config) checkListen() (loopback bool) {
 	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
 }
 
+func (c *Config) checkCertificate() {
+	switch {
+	case c.TLSCertFile == "" && c.TLSKeyFile == "":
+	case c.TLSCertFile == "" || c.TLSKeyFile == "":
+		c.problem("FENCEPOST_TLS_CERT_FILE", "and FENCEPOST_TLS_KEY_FILE belong together: set both or neither")
+	default:
+		if _, err := loadCertificate(c.TLSCertFile, c.TLSKeyFile, slog.New(slog.DiscardHandler)); err != nil {
+			c.problem("FENCEPOST_TLS_CERT_FILE", "cannot be used: %v", err)
+		}
+	}
+}
+
 // checkHostPort checks an address; leastPort is 0 where the system may choose one.
 func (c *Config) checkHostPort(variable, value string, leastPort int) bool {
 	host, port, err := net.SplitHostPort(value)
@@ -381,13 +408,13 @@ func redactedList(urls []string) string {
 
 // redacted hides the password of a URL. What is no proper URL is hidden as a whole: nobody knows where its password is.
 func redacted(raw string) string {
-	u, err := url.Parse(raw)
-	if err != nil || u.Opaque != "" || u.Scheme == "" {
+	u, ok := properURL(raw)
+	if !ok {
 		return "(hidden: not a URL)"
 	}
 	query := u.Query()
 	for name := range query {
-		if strings.Contains(name, "password") {
+		if strings.Contains(strings.ToLower(name), "password") {
 			query.Set(name, "xxxxx")
 			u.RawQuery = query.Encode()
 		}
@@ -397,9 +424,21 @@ func redacted(raw string) string {
 
 // address is where a URL leads, without who goes there.
 func address(raw string) string {
-	u, err := url.Parse(raw)
-	if err != nil {
+	u, ok := properURL(raw)
+	if !ok {
 		return "(not a URL)"
 	}
 	return u.Host + u.Path
+}
+
+// properURL reads a URL whose parts are what they seem. redis://:12/34@host is one to url.Parse, with a host and a path that are
+// a password that was not escaped.
+func properURL(raw string) (u *url.URL, ok bool) {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return nil, false
+	}
+	rest, ok := strings.CutPrefix(raw[len(u.Scheme):], "://")
+	end := strings.IndexAny(rest, "/?#")
+	return u, ok && u.Scheme != "" && (end < 0 || !strings.Contains(rest[end:], "@"))
 }

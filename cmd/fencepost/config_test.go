@@ -65,6 +65,8 @@ func TestServeRefusesBadConfiguration(t *testing.T) {
 			map[string]string{"FENCEPOST_AUTH": "off", "FENCEPOST_LISTEN": "10.0.0.7:8080"},
 			`FENCEPOST_AUTH is off and FENCEPOST_LISTEN is 10.0.0.7:8080: `,
 		},
+		{"rate limit", map[string]string{"FENCEPOST_RATE_LIMIT": "-1"}, `FENCEPOST_RATE_LIMIT is -1: set it to 0 to 1000000000`},
+		{"guesses", map[string]string{"FENCEPOST_COUPON_GUESSES": "few"}, `FENCEPOST_COUPON_GUESSES is "few": write a whole number`},
 		{"strategy", map[string]string{"FENCEPOST_INVENTORY_LOCK": "paxos"}, `FENCEPOST_INVENTORY_LOCK is "paxos", which is no strategy: set it to one of none, local, postgres, redis, redlock, zookeeper`},
 		{"no fence for none", map[string]string{"FENCEPOST_COUPON_LOCK": "none"}, `FENCEPOST_COUPON_LOCK is none, which issues no fencing tokens: set FENCEPOST_FENCING=off as well, or another strategy`},
 		{"redis without a server", map[string]string{"FENCEPOST_INVENTORY_LOCK": "redis"}, `FENCEPOST_INVENTORY_LOCK is redis: set FENCEPOST_REDIS_URL to its server`},
@@ -220,4 +222,21 @@ func TestCommandLineThatIsWrong(t *testing.T) {
 		assert.Equal(t, exitUsage, code)
 		assert.Equal(t, 1, strings.Count(stderr, "\n"), stderr)
 	}
+}
+
+// Whatever stands around a password, it is not printed, also where it was not escaped.
+func FuzzRedacted(f *testing.F) {
+	for _, url := range []string{
+		"postgres://u:@@db/x", "postgres://u:@@db:5432/x?sslmode=disable", "redis://:@@h:6379/0", "rediss://u:@@h,i/0", "redis://:1/2:@@h",
+		"redis+sentinel://u:@@h:1,i:2/m", "postgres:u:@@", "host=db password=:@@", "://u:@@", "postgres://u:%:@@h/", "//u:@@h",
+		"postgres://u:p?:@@h/x", "postgres://u:1#:@@h/x", "postgres://u:p@h/x?a;:@@",
+	} {
+		f.Add(url)
+	}
+	f.Fuzz(func(t *testing.T, form string) {
+		url := strings.ReplaceAll(form, ":@@", ":Canary7secret@")
+		if shown := redacted(url) + address(url); url != form && strings.Contains(shown, "Canary7secret") {
+			t.Errorf("%q is shown as %q", url, shown)
+		}
+	})
 }

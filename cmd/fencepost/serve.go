@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -65,6 +66,10 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		return fmt.Errorf("listening: %w; end what listens there, or set FENCEPOST_LISTEN", err)
 	}
 	defer listener.Close()
+	listenerTLS, err := c.tlsConfig(log)
+	if err != nil {
+		return err
+	}
 	backends, err := c.openStrategies(traces.Provider(), log)
 	if err != nil {
 		return err
@@ -95,6 +100,9 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		MaxTTL:  c.MaxHoldTTL,
 		Fencing: domain.Fencing(c.Fencing),
 		Review:  c.review(),
+
+		Holding:  c.holding(store),
+		Guessing: c.guessing(store),
 	}
 	defer beside(ctx, newSweeper(store, service, c, log).run)() // ends before the guard's Wait: no section may be begun after that
 	if c.AuditInterval > 0 {
@@ -112,6 +120,8 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 			return ready(ctx, store, guard, log)
 		},
 		Authenticate:   c.authenticate(store, log),
+		Take:           c.take(store),
+		TLS:            listenerTLS != nil,
 		Events:         events,
 		Metrics:        metrics,
 		Instances:      c.Instances,
@@ -126,7 +136,7 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		events.Close() // a stream has no end of its own to wait for; its reader finds another instance
 	}
 	handler = traces.Handler(handler, "/healthz", "/readyz", "/metrics", "/v1/events")
-	return c.serve(ctx, listener, handler, drain, log)
+	return c.serve(ctx, listener, listenerTLS, handler, drain, log)
 }
 
 // beside runs work that lasts until its context ends; end ends it, and returns when it is over.
@@ -175,10 +185,15 @@ func (l redisLog) Printf(ctx context.Context, format string, args ...any) {
 
 // serve answers requests until ctx ends. Then it says on /readyz that it is going, waits so long that who sends requests
 // here can notice, stops listening, and lets what has begun come to its end.
-func (c *Config) serve(ctx context.Context, listener net.Listener, handler http.Handler, drain func(), log *slog.Logger) error {
-	log.Info("listening", "address", "http://"+listener.Addr().String(), "inventory_lock", c.InventoryLock, "coupon_lock", c.CouponLock)
+func (c *Config) serve(ctx context.Context, listener net.Listener, listenerTLS *tls.Config, handler http.Handler, drain func(), log *slog.Logger) error {
+	scheme := "http://"
+	if listenerTLS != nil {
+		scheme = "https://"
+	}
+	log.Info("listening", "address", scheme+listener.Addr().String(), "inventory_lock", c.InventoryLock, "coupon_lock", c.CouponLock)
 	server := &http.Server{
 		Handler:           handler,
+		TLSConfig:         listenerTLS,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      requestTimeout + 20*time.Second, // the outcome of a COMMIT is awaited beyond the request's time
@@ -187,7 +202,14 @@ func (c *Config) serve(ctx context.Context, listener net.Listener, handler http.
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(netutil.LimitListener(listener, maxConnections)) }()
+	limited := netutil.LimitListener(listener, maxConnections)
+	go func() {
+		if listenerTLS == nil {
+			failed <- server.Serve(limited)
+		} else {
+			failed <- server.ServeTLS(limited, "", "") // its certificate is in the configuration
+		}
+	}()
 	select {
 	case err := <-failed:
 		return fmt.Errorf("serving: %w", err)
@@ -234,6 +256,37 @@ func (c *Config) authenticate(store *postgres.Store, log *slog.Logger) func(cont
 		return nil
 	}
 	return store.Keys().Authenticate
+}
+
+// attempt is how the domain has a caller's attempts bounded.
+type attempt = func(ctx context.Context, caller domain.Caller, attempt func() error) error
+
+func (c *Config) holding(store *postgres.Store) attempt {
+	if c.MaxOpenHolds == 0 {
+		return nil
+	}
+	return store.Holds(int64(c.MaxOpenHolds)).Try
+}
+
+func (c *Config) guessing(store *postgres.Store) attempt {
+	if c.CouponGuesses == 0 {
+		return nil
+	}
+	return store.Guesses(int64(c.CouponGuesses)).Try
+}
+
+// take counts clients' requests and admins' as those of different callers, as their limits differ.
+func (c *Config) take(store *postgres.Store) func(context.Context, domain.Caller) (domain.Quota, error) {
+	clients, admins := store.Requests(int64(c.RateLimit)), store.Requests(int64(c.AdminRateLimit))
+	return func(ctx context.Context, caller domain.Caller) (domain.Quota, error) {
+		switch {
+		case caller.Admin && c.AdminRateLimit > 0:
+			return admins.Take(ctx, "admin "+caller.ID)
+		case !caller.Admin && c.RateLimit > 0:
+			return clients.Take(ctx, "client "+caller.ID)
+		}
+		return domain.Quota{}, nil
+	}
 }
 
 // called are the instances that the page may call. Where there are keys it calls none but its own: where the others are is

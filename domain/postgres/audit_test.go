@@ -29,13 +29,18 @@ func TestAuditSums(t *testing.T) {
 	require.NoError(t, err)
 	for _, r := range rows {
 		sum := want[r.Fencing]
-		want[r.Fencing] = domain.AuditSum{Oversold: sum.Oversold + r.Oversold, Drift: sum.Drift + r.Drift}
+		want[r.Fencing] = domain.AuditSum{Oversold: sum.Oversold + r.Oversold, Drift: sum.Drift + r.Drift, Off: sum.Off}
+		if !r.OK() {
+			sum = want[r.Fencing]
+			sum.Off++
+			want[r.Fencing] = sum
+		}
 	}
 	got, err := w.store.AuditSums(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, want, got)
 	assert.Equal(t, map[domain.Fencing]domain.AuditSum{
-		domain.FencingEnforced: {}, domain.FencingOff: {Oversold: 4, Drift: 6},
+		domain.FencingEnforced: {}, domain.FencingOff: {Oversold: 4, Drift: 6, Off: 2},
 	}, got)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"fencepost/domain"
 )
@@ -12,4 +13,10 @@ import (
 // Settle asks what became of the transaction xid, whose ledger entry would be entry, after its COMMIT got no answer.
 func (s *Store) Settle(ctx context.Context, xid string, key domain.Key, entry uuid.UUID) error {
 	return s.settle(ctx, &tx{xid: xid, evidence: &ledgerRow{key: key, entry: entry}}, errors.New("no answer"))
+}
+
+// AuditIn audits everything as the transaction sees it.
+func AuditIn(ctx context.Context, tx pgx.Tx) ([]domain.AuditRow, error) {
+	rows, _ := tx.Query(ctx, auditSQL(allKeys))
+	return pgx.CollectRows(rows, scanAudit)
 }

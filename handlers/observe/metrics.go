@@ -29,6 +29,7 @@ type Metrics struct {
 	reigns     *prometheus.CounterVec
 	epoch      *prometheus.GaugeVec
 	oversold   *prometheus.GaugeVec
+	off        *prometheus.GaugeVec
 	drift      *prometheus.GaugeVec
 	audited    prometheus.Gauge
 	readers    prometheus.Gauge
@@ -72,6 +73,8 @@ func NewMetrics(outcome func(error) string) *Metrics {
 			"fencing"),
 		drift: gauge("fencepost_drift_units", "By how much counters differ from the rows they count, over all resources. Where fencing is enforced it must be 0.",
 			"fencing"),
+		off: gauge("fencepost_off_resources", "Resources with which the audit finds anything wrong. Where fencing is enforced it must be 0.",
+			"fencing"),
 		audited: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "fencepost_audit_timestamp_seconds", Help: "When the database was last asked what is oversold.",
 		}),
@@ -80,7 +83,7 @@ func NewMetrics(outcome func(error) string) *Metrics {
 			Name: "fencepost_event_gaps_total", Help: "Readers of events that were told that they have missed some.",
 		}),
 	}
-	m.registry.MustRegister(m.requests, m.sections, m.wait, m.acquire, m.hold, m.batch, m.lost, m.refused, m.reigns, m.epoch, m.oversold, m.drift,
+	m.registry.MustRegister(m.requests, m.sections, m.wait, m.acquire, m.hold, m.batch, m.lost, m.refused, m.reigns, m.epoch, m.oversold, m.drift, m.off,
 		m.audited, m.readers, m.gaps,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewBuildInfoCollector())
 	return m
@@ -147,6 +150,7 @@ func (m *Metrics) Oversold(at time.Time, sums map[domain.Fencing]domain.AuditSum
 	for _, fencing := range []domain.Fencing{domain.FencingEnforced, domain.FencingOff} {
 		m.oversold.WithLabelValues(string(fencing)).Set(float64(sums[fencing].Oversold))
 		m.drift.WithLabelValues(string(fencing)).Set(float64(sums[fencing].Drift))
+		m.off.WithLabelValues(string(fencing)).Set(float64(sums[fencing].Off))
 	}
 	m.audited.Set(float64(at.UnixMilli()) / 1000)
 }

@@ -1,11 +1,13 @@
 package zklock
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -69,7 +71,15 @@ func (h *hosts) greeted() { h.tried, h.refused, h.answered = 0, 0, time.Now() }
 // dial implements zk.Dialer.
 func (h *hosts) dial(network, address string, _ time.Duration) (net.Conn, error) {
 	limit := time.Now().Add(handshakeTimeout)
-	conn, err := net.DialTimeout(network, address, dialTimeout)
+	dialer := net.Dialer{Timeout: dialTimeout}
+	address, encrypted := strings.CutPrefix(address, TLS)
+	var conn net.Conn
+	var err error
+	if encrypted {
+		conn, err = tls.DialWithDialer(&dialer, network, address, &tls.Config{MinVersion: tls.VersionTLS12})
+	} else {
+		conn, err = dialer.Dial(network, address)
+	}
 	if err != nil {
 		return nil, err
 	}

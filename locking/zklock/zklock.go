@@ -47,6 +47,10 @@ const (
 	Summary = "a queue of ephemeral nodes in ZooKeeper; the token is the transaction that created the node"
 )
 
+// TLS before a server's host:port has its connections encrypted, and its certificate checked against the authorities that
+// the system trusts.
+const TLS = "tls://"
+
 // Locker takes leases in a ZooKeeper ensemble.
 type Locker struct {
 	client *client
@@ -56,7 +60,7 @@ type Locker struct {
 
 var _ locking.Locker = (*Locker)(nil)
 
-// Open makes the backend for the ensemble of servers (host:port). It does not need them to answer yet. term is the session
+// Open makes the backend for the ensemble of servers (host:port, with TLS before it or not). It does not need them to answer yet. term is the session
 // time-out to ask for; the servers have bounds of their own, and a lease's term is what they grant. auth is empty or
 // user:password; with it, nobody else can read or change the nodes.
 func Open(servers []string, auth string, term time.Duration, log *slog.Logger) (*locking.Backend, error) {
