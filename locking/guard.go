@@ -77,6 +77,9 @@ const (
 	// What is left of the wait for PostgreSQL at the least: a section that has just got its lock must not fail because the
 	// lock took all the time there was.
 	minDatabaseWait = 250 * time.Millisecond
+	// How long a shared transaction may take besides waiting for locks. A caller's request has a limit of its own, but it is
+	// not one caller's transaction: with a server that has fallen silent it would never end, while the lock is renewed.
+	transactionTimeout = 10 * time.Second
 	// A section is tried once, again after an epoch was raised by somebody else, and again after a counter had gone back;
 	// one with several keys, once more for each of them.
 	maxTries = 3
@@ -130,7 +133,7 @@ func (g *Guard) once(ctx, wait context.Context, keys []domain.Key, section domai
 	waited := time.Since(began)
 	deadline, _ := wait.Deadline()
 	collect := func() []domain.Section { return []domain.Section{section} }
-	receipt, outcomes, retry, err := h.transact(max(time.Until(deadline), minDatabaseWait), collect)
+	receipt, outcomes, retry, err := h.transact(h.section, max(time.Until(deadline), minDatabaseWait), collect)
 	receipt.LockWait += waited
 	if err == nil {
 		err = outcomes[0]
@@ -202,9 +205,9 @@ func (g *Guard) hold(ctx, wait context.Context, keys []domain.Key) (h *hold, err
 }
 
 // transact runs sections under the hold. retry means that nothing was written, and that the reason is gone: under another
-// hold it can succeed.
-func (h *hold) transact(lockWait time.Duration, collect func() []domain.Section) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
-	receipt, outcomes, err = h.guard.db.Transact(h.section, h.grants, lockWait, collect)
+// hold it can succeed. ctx is the hold's section, or part of it.
+func (h *hold) transact(ctx context.Context, lockWait time.Duration, collect func() []domain.Section) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
+	receipt, outcomes, err = h.guard.db.Transact(ctx, h.grants, lockWait, collect)
 	if receipt.Grants == nil {
 		receipt.Grants = h.grants
 	}

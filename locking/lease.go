@@ -66,6 +66,8 @@ func (l *Lease) keep(ctx context.Context, lose context.CancelCauseFunc) {
 			case err == nil:
 				until = next
 				deadline.Reset(time.Until(until))
+			case ctx.Err() != nil: // it was given back meanwhile, and is not lost
+				return
 			case errors.Is(err, domain.ErrLockLost):
 				lose(err)
 				return

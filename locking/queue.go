@@ -177,9 +177,11 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 	if !h.excludes {
 		limit = 1 // the strategy was changed while they waited; a lock that does not exclude must not look as if it did
 	}
+	bounded, cancel := context.WithTimeoutCause(h.section, q.guard.lockWait+transactionTimeout, errSilent)
+	defer cancel()
 	var batch []*call
 	var began time.Time
-	receipt, outcomes, retry, err := h.transact(q.guard.lockWait, func() []domain.Section {
+	receipt, outcomes, retry, err := h.transact(bounded, q.guard.lockWait, func() []domain.Section {
 		began = time.Now()
 		batch = q.next(ctx, limit)
 		sections := make([]domain.Section, len(batch))
@@ -190,8 +192,8 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 		return sections
 	})
 	switch {
-	case len(batch) == 0 && retry && q.tries < maxTries-1:
-		q.tries++
+	case len(batch) == 0 && (retry || h.section.Err() != nil) && q.tries < maxTries-1:
+		q.tries++ // nobody's section has begun, and under another hold it can: the lock was lost, or its epoch is over
 		return false
 	case len(batch) == 0 && err != nil:
 		q.fail(ctx, err)
@@ -199,12 +201,7 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 	case len(batch) == 0: // all have left
 		return true
 	case retry && batch[0].tries < maxTries-1:
-		for _, c := range batch {
-			c.tries++
-		}
-		q.mu.Lock()
-		q.waiting = append(batch, q.waiting...)
-		q.mu.Unlock()
+		q.putBack(batch)
 		return false
 	}
 	q.guard.observe(domain.Event{Kind: domain.EventBatch, Grants: receipt.Grants, Batch: len(batch)})
@@ -213,10 +210,10 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 		c.receipt.LockWait = began.Sub(c.arrived)
 		c.err = outcomes[i]
 		if err != nil {
-			// Also for a section that was refused: what it decided on may never have been. But it has put nothing, and
-			// that is certain whatever became of the transaction.
+			// Also for a section that was refused: what it decided on may never have been. But if it leaves no answer, it
+			// has put nothing, and that is certain whatever became of the transaction.
 			c.err = err
-			if outcomes[i] != nil && errors.Is(err, domain.ErrOutcomeUnknown) {
+			if outcomes[i] != nil && c.section.Once == nil && errors.Is(err, domain.ErrOutcomeUnknown) {
 				c.err = &domain.UnavailableError{Server: "PostgreSQL", Err: errors.New("the transaction that it shared has an unknown outcome")}
 			}
 		}
@@ -224,6 +221,27 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 	}
 	return err == nil
 }
+
+// putBack has calls wait again that have written nothing. Those whose time is over do not: they have been told that they
+// cannot leave, so nobody else would end their wait.
+func (q *queue) putBack(batch []*call) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var again []*call
+	for _, c := range batch {
+		if c.tries++; c.ctx.Err() == nil {
+			again = append(again, c)
+			continue
+		}
+		c.receipt.LockWait = time.Since(c.arrived)
+		c.err = fmt.Errorf("waiting for %s: %w", q.key, context.Cause(c.ctx))
+		close(c.done)
+	}
+	q.waiting = append(again, q.waiting...)
+}
+
+// errSilent is the end of a shared transaction that takes too long.
+var errSilent = &domain.UnavailableError{Server: "PostgreSQL", Err: errors.New("a transaction got no answer in time")}
 
 // run is the section's Run, but for a panic, which would take the whole process with it: it is kept for the caller.
 func (c *call) run(ctx context.Context, tx domain.Tx, log *slog.Logger) (err error) {

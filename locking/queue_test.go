@@ -25,6 +25,7 @@ type database struct {
 	locking.Database
 	strategy string
 	begun    func()       // called in every transaction before it collects, if set
+	silent   bool         // transactions get no answer
 	before   func() error // called in every transaction before it commits, if set; an error is the transaction's
 
 	mu      sync.Mutex
@@ -42,7 +43,14 @@ func (d *database) Transact(ctx context.Context, grants []domain.Grant, _ time.D
 	if d.begun != nil {
 		d.begun()
 	}
+	if ctx.Err() != nil { // no connection is taken for who has no use for it
+		return domain.Receipt{}, nil, context.Cause(ctx)
+	}
 	sections := collect()
+	if d.silent {
+		<-ctx.Done()
+		return domain.Receipt{}, make([]error, len(sections)), context.Cause(ctx)
+	}
 	outcomes := make([]error, len(sections))
 	for i, s := range sections {
 		outcomes[i] = s.Run(ctx, nil)
@@ -60,10 +68,17 @@ func (d *database) Transact(ctx context.Context, grants []domain.Grant, _ time.D
 	return domain.Receipt{}, outcomes, nil
 }
 
+func (d *database) RecordRefusal(context.Context, domain.Refusal) error { return nil }
+
+func (d *database) RaiseEpoch(_ context.Context, scope domain.Scope, from int64) (domain.Authority, error) {
+	return domain.Authority{Scope: scope, Strategy: d.strategy, Fingerprint: d.strategy, Epoch: from + 1}, nil
+}
+
 // lock is one lock for all keys, which counts how often it was taken. A wait for it can be cancelled.
 type lock struct {
 	free     chan struct{} // holds one value while nobody has the lock
 	acquired atomic.Int32
+	gone     chan struct{} // if set, tells the first holder that it has lost the lock
 }
 
 func newLock() *lock {
@@ -78,11 +93,15 @@ func (l *lock) Acquire(ctx context.Context, _ domain.Key, _ domain.GrantID) (*lo
 		return nil, context.Cause(ctx)
 	case <-l.free:
 	}
-	l.acquired.Add(1)
-	return &locking.Lease{Token: 1, Release: func(context.Context) error {
+	lease := &locking.Lease{Token: 1, Release: func(context.Context) error {
 		l.free <- struct{}{}
 		return nil
-	}}, nil
+	}}
+	if l.acquired.Add(1) == 1 && l.gone != nil {
+		lease.Gone, lease.Until, lease.Term = l.gone, time.Now().Add(time.Hour), time.Hour
+		lease.Extend = func(context.Context) (time.Time, error) { return time.Now().Add(time.Hour), nil }
+	}
+	return lease, nil
 }
 
 const (
@@ -509,5 +528,69 @@ func TestNewcomerWhenAllHaveLeft(t *testing.T) {
 		group.Wait()
 		g.Wait()
 		require.Equal(t, []int{1}, d.batches)
+	})
+}
+
+// A server that has fallen silent keeps nobody for ever, and does not let the lock be renewed for ever.
+func TestSilentDatabase(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, l := &database{silent: true}, newLock()
+		g := newGuard(d, l)
+		_, err := do(g, nothing)
+		require.ErrorIs(t, err, domain.ErrUnavailable)
+		g.Wait()
+		require.Len(t, l.free, 1, "the lock was given back")
+	})
+}
+
+// A transaction that is refused is tried again under a new hold. Who has no time left does not wait for that one: he could
+// not leave the queue once more.
+func TestNoTimeLeftForAnotherTry(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, l := &database{}, newLock()
+		g := newGuard(d, l)
+		d.before = func() error {
+			time.Sleep(2 * patient) // his time is over, and his section has begun
+			<-l.free                // and somebody else gets the lock as soon as it is given back
+			return &domain.RefusedError{Err: domain.ErrStaleToken, Refusal: domain.Refusal{Grant: domain.Grant{Key: key, Epoch: 1}}}
+		}
+		l.free = make(chan struct{}, 2)
+		l.free <- struct{}{}
+		l.free <- struct{}{}
+		began := time.Now()
+		_, err := do(g, nothing)
+		require.ErrorIs(t, err, domain.ErrLockTimeout)
+		require.Equal(t, 2*patient, time.Since(began))
+		g.Wait()
+	})
+}
+
+// A lock that is lost between two batches is nobody's failure who was not in the first of them.
+func TestLostBetweenBatches(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, l := &database{}, newLock()
+		l.gone = make(chan struct{})
+		g := newGuard(d, l, func(o *locking.Options, b *locking.Backend) { o.MaxBatch, b.Turn = 2, patient })
+		transactions := 0
+		d.begun = func() {
+			if transactions++; transactions == 2 {
+				close(l.gone)
+				synctest.Wait() // the holder knows
+			}
+		}
+		<-l.free
+		var group sync.WaitGroup
+		queueUp(t, &group, 6, func(int) {
+			_, err := do(g, nothing)
+			assert.NoError(t, err)
+		})
+		l.free <- struct{}{}
+		group.Wait()
+		g.Wait()
+		require.Equal(t, []int{2, 2, 2}, d.batches)
+		require.EqualValues(t, 2, l.acquired.Load())
 	})
 }

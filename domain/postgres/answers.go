@@ -26,20 +26,26 @@ func (t *tx) replay(once *domain.Once) error {
 	if once == nil {
 		return nil
 	}
-	a := t.answers[answerID{once.Caller, once.Key}]
-	switch {
-	case a == nil:
-		return nil
-	case a.fingerprint != once.Fingerprint:
+	// There can be several: no constraint reaches over resources, so a client that has sent one key with two requests at
+	// once, for two resources, has two answers. Each of the requests keeps its own.
+	answers := t.answers[answerID{once.Caller, once.Key}]
+	for _, a := range answers {
+		if a.fingerprint == once.Fingerprint {
+			return &domain.Replay{Answer: a.Answer}
+		}
+	}
+	if len(answers) > 0 {
 		return domain.ErrKeyReused
 	}
-	return &domain.Replay{Answer: a.Answer}
+	return nil
 }
 
 // answer keeps an answer, to be written with what it says.
 func (t *tx) answer(resource domain.Key, once *domain.Once, a domain.Answer) {
-	put(&t.answers, answerID{once.Caller, once.Key}, &answer{Answer: a, resource: resource, fingerprint: once.Fingerprint})
+	t.addAnswer(answerID{once.Caller, once.Key}, answer{Answer: a, resource: resource, fingerprint: once.Fingerprint})
 }
+
+func (t *tx) addAnswer(id answerID, a answer) { put(&t.answers, id, append(t.answers[id], a)) }
 
 // queueAnswers asks for the answers of all resources: a key that was used for another one must not be used again.
 func (t *tx) queueAnswers(batch *pgx.Batch, ids []answerID) {
@@ -56,7 +62,7 @@ func (t *tx) queueAnswers(batch *pgx.Batch, ids []answerID) {
 		_, err := pgx.ForEachRow(rows, []any{&id.caller, &id.key, &fingerprint, &found.Status, &found.Location, &found.Body}, func() error {
 			a := found
 			a.fingerprint, a.stored = [32]byte(fingerprint), true
-			put(&t.answers, id, &a)
+			t.addAnswer(id, a)
 			return nil
 		})
 		return err
@@ -68,13 +74,18 @@ func (t *tx) insertAnswers(batch *pgx.Batch) {
 	var callers, keys, locations []string
 	var fingerprints, bodies [][]byte
 	var statuses []int16
-	for id, a := range t.answers {
-		if a.stored {
-			continue
+	for id, answers := range t.answers {
+		for _, a := range answers {
+			if a.stored {
+				continue
+			}
+			resources, callers, keys = append(resources, a.resource), append(callers, id.caller), append(keys, id.key)
+			fingerprints, bodies = append(fingerprints, a.fingerprint[:]), append(bodies, a.Body)
+			statuses, locations = append(statuses, int16(a.Status)), append(locations, a.Location)
+			if t.evidence == nil { // refusals leave nothing in the ledger
+				t.evidence = &evidence{`SELECT FROM answers WHERE resource = $1 AND caller = $2 AND key = $3`, []any{a.resource, id.caller, id.key}}
+			}
 		}
-		resources, callers, keys = append(resources, a.resource), append(callers, id.caller), append(keys, id.key)
-		fingerprints, bodies = append(fingerprints, a.fingerprint[:]), append(bodies, a.Body)
-		statuses, locations = append(statuses, int16(a.Status)), append(locations, a.Location)
 	}
 	if len(keys) > 0 {
 		batch.Queue(`

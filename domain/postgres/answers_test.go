@@ -168,6 +168,24 @@ func TestTwinsCreate(t *testing.T) {
 	require.ErrorIs(t, err, domain.ErrKeyReused)
 }
 
+// A client that sends one key with two requests at once, for two resources, makes a mistake that nothing can stop. Each of the
+// two keeps its own answer, and a third is told of the mistake.
+func TestKeyOnTwoResources(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.item(t, "a", 10, domain.FencingEnforced)
+	w.item(t, "b", 10, domain.FencingEnforced)
+	require.NoError(t, w.run(t, buy(once("c", "one", "a"), "a", 1))[0])
+	conn := postgrestest.Connect(t, w.db.ServiceURL)
+	fingerprint := sha256.Sum256([]byte("b"))
+	_, err := conn.Exec(t.Context(), `INSERT INTO answers (resource, caller, key, fingerprint, status, location, body)
+		VALUES ('item/b', 'c', 'one', $1, 201, '/b', 'b')`, fingerprint[:])
+	require.NoError(t, err)
+	require.NotEqual(t, "/b", answerOf(t, w.run(t, buy(once("c", "one", "a"), "a", 1))[0]).Location)
+	require.Equal(t, "/b", answerOf(t, w.run(t, buy(once("c", "one", "b"), "b", 1))[0]).Location)
+	require.ErrorIs(t, w.run(t, buy(once("c", "one", "other"), "b", 1))[0], domain.ErrKeyReused)
+}
+
 // Old answers lose their bodies. Their keys stay, so that a late retry does not buy again.
 func TestPurgeAnswers(t *testing.T) {
 	t.Parallel()

@@ -195,7 +195,8 @@ func (s *Store) create(ctx context.Context, key domain.Key, lock domain.LockSpec
 			if err := t.replay(once); err != nil {
 				return err
 			}
-			t.evidence = &ledgerRow{key: key, entry: newUUID()}
+			entry := newUUID()
+			t.evidence = inLedger(key, entry)
 			batch := &pgx.Batch{}
 			batch.Queue(`SELECT create_fence($1, $2, NULLIF($3, ''), $4, $5)`, key, lock.Fencing, lock.Strategy, lock.Fingerprint, newUUID())
 			insert(batch)
@@ -203,7 +204,7 @@ func (s *Store) create(ctx context.Context, key domain.Key, lock domain.LockSpec
 			batch.Queue(`
 				INSERT INTO ledger (resource, entry, kind, on_hand_delta, strategy, epoch, token, grant_id)
 				SELECT resource, $2, 'create', $3, strategy, epoch, token, grant_id FROM fences WHERE resource = $1`,
-				key, t.evidence.entry, stock)
+				key, entry, stock)
 			if err := t.conn.SendBatch(ctx, batch).Close(); sqlState(err) == stateUnique {
 				return fmt.Errorf("%s: %w", key, domain.ErrAlreadyExists)
 			} else if err != nil {

@@ -63,6 +63,11 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 		return nil, fmt.Errorf("reading the database URL: %w", err)
 	}
 	config.MaxConns = max(o.MaxConns, 1)
+	if config.ConnConfig.ValidateConnect == nil {
+		// Of several hosts, or behind an address that moves, the one that takes writes: a standby would refuse every section,
+		// and knows nothing of a COMMIT whose answer was lost a moment ago.
+		config.ConnConfig.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	}
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = "fencepost " + o.Instance
 	}
@@ -273,13 +278,12 @@ func (s *Store) settle(ctx context.Context, t *tx, err error) error {
 		switch ended, askErr := s.ended(ctx, t.xid); {
 		case askErr != nil: // the server is not back yet
 		case ended:
-			var written bool
-			askErr := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM ledger WHERE resource = $1 AND entry = $2)`,
-				t.evidence.key, t.evidence.entry).Scan(&written)
+			var written, standby bool
+			askErr := s.pool.QueryRow(ctx, `SELECT EXISTS (`+t.evidence.sql+`), pg_is_in_recovery()`, t.evidence.args...).Scan(&written, &standby)
 			if askErr == nil && written {
 				return nil
 			}
-			if askErr == nil {
+			if askErr == nil && !standby {
 				return &domain.UnavailableError{Server: "PostgreSQL", Err: fmt.Errorf("the transaction did not commit: %w", err)}
 			}
 		}
@@ -292,10 +296,11 @@ func (s *Store) settle(ctx context.Context, t *tx, err error) error {
 }
 
 // ended tells whether the transaction with this number is over. It is asked before its rows are looked for, and not
-// together with them: one statement sees the rows as they were when it began.
+// together with them: one statement sees the rows as they were when it began. A standby does not know: it may be behind.
 func (s *Store) ended(ctx context.Context, xid string) (bool, error) {
 	var status *string
-	err := s.pool.QueryRow(ctx, `SELECT pg_xact_status($1::text::xid8)`, xid).Scan(&status)
+	err := s.pool.QueryRow(ctx, `
+		SELECT CASE WHEN pg_is_in_recovery() THEN 'in progress' ELSE pg_xact_status($1::text::xid8) END`, xid).Scan(&status)
 	if sqlState(err) == stateInvalidParameter {
 		return true, nil // "in the future": the server has crashed and has not given the number to anybody yet
 	}

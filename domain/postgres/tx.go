@@ -27,7 +27,7 @@ type tx struct {
 	pooled   *pgxpool.Conn // nil while no transaction is open
 	conn     *pgx.Conn     // of pooled
 	xid      string        // the transaction's number, by which its fate can be asked for later
-	evidence *ledgerRow    // a row that is there if and only if the transaction has committed; nil if it wrote none
+	evidence *evidence     // a row that is there if and only if the transaction has committed; nil if it wrote none
 	waited   time.Duration // for presenting, and with that for row locks
 	failed   error         // what broke the transaction for everybody in it
 
@@ -37,7 +37,7 @@ type tx struct {
 	redemptions  map[string]*working[domain.Redemption]
 	uses         map[domain.Use]int64
 	ledger       []ledgerRow
-	answers      map[answerID]*answer
+	answers      map[answerID][]answer
 	undo         []func() // takes back what the section that is running has put, the last of it last
 }
 
@@ -53,6 +53,16 @@ type ledgerRow struct {
 	key                                                  domain.Key
 	why                                                  domain.Entry
 	onHandDelta, reservedDelta, soldDelta, redeemedDelta int64
+}
+
+// evidence is a query that finds a row, or does not.
+type evidence struct {
+	sql  string
+	args []any
+}
+
+func inLedger(key domain.Key, entry uuid.UUID) *evidence {
+	return &evidence{`SELECT FROM ledger WHERE resource = $1 AND entry = $2`, []any{key, entry}}
 }
 
 // open takes a connection, begins a transaction, presents the grants, and reads what gather asks for. gather is called when
@@ -577,7 +587,7 @@ func (t *tx) queueLedger(batch *pgx.Batch) {
 	if len(t.ledger) == 0 {
 		return
 	}
-	t.evidence = &t.ledger[0]
+	t.evidence = inLedger(t.ledger[0].key, t.ledger[0].entry)
 	var (
 		keys                           []domain.Key
 		entries, references            []pgtype.UUID
