@@ -60,7 +60,7 @@ func Invalid(field, format string, args ...any) error {
 }
 
 // OutOfStockError names the items of which there is not enough.
-type OutOfStockError struct{ Short []Shortage }
+type OutOfStockError struct{ Items []Shortage }
 
 // Shortage is what was asked for of an item that has less.
 type Shortage struct {
@@ -69,8 +69,8 @@ type Shortage struct {
 }
 
 func (e *OutOfStockError) Error() string {
-	short := make([]string, len(e.Short))
-	for i, s := range e.Short {
+	short := make([]string, len(e.Items))
+	for i, s := range e.Items {
 		short[i] = fmt.Sprintf("%d of %s asked for, %d available", s.Asked, s.SKU, s.Available)
 	}
 	return fmt.Sprintf("%s: %s", ErrOutOfStock, strings.Join(short, "; "))

@@ -29,7 +29,7 @@ func (i Item) Available() int64 { return i.OnHand - i.Reserved }
 // Hold takes quantity units out of what is available.
 func (i *Item) Hold(quantity int64) error {
 	if quantity > i.Available() {
-		return &OutOfStockError{Short: []Shortage{{SKU: i.SKU, Asked: quantity, Available: max(i.Available(), 0)}}}
+		return &OutOfStockError{Items: []Shortage{{SKU: i.SKU, Asked: quantity, Available: max(i.Available(), 0)}}}
 	}
 	i.Reserved += quantity
 	return nil

@@ -201,11 +201,11 @@ func take(ctx context.Context, tx Tx, lines []Line) (items []Item, err error) {
 			return nil, err
 		}
 		if e, ok := errors.AsType[*OutOfStockError](item.Hold(line.Quantity)); ok {
-			short.Short = append(short.Short, e.Short...)
+			short.Items = append(short.Items, e.Items...)
 		}
 		items = append(items, item)
 	}
-	if len(short.Short) > 0 {
+	if len(short.Items) > 0 {
 		return nil, &short
 	}
 	return items, nil

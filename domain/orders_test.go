@@ -92,7 +92,7 @@ func TestOrderRefused(t *testing.T) {
 	err := order("", "", line("b", 2), line("a", 6), line("b", 1), line("a", 5))
 	short, ok := err.(*domain.OutOfStockError)
 	require.True(t, ok)
-	assert.Equal(t, []domain.Shortage{{SKU: "a", Asked: 11, Available: 10}, {SKU: "b", Asked: 3, Available: 2}}, short.Short,
+	assert.Equal(t, []domain.Shortage{{SKU: "a", Asked: 11, Available: 10}, {SKU: "b", Asked: 3, Available: 2}}, short.Items,
 		"lines that are each in stock are not together")
 	require.ErrorIs(t, err, domain.ErrOutOfStock)
 	assert.EqualError(t, err, "not enough stock: 11 of a asked for, 10 available; 3 of b asked for, 2 available")

@@ -250,7 +250,7 @@ func newProblem(err error) problem {
 		}
 	case domain.ErrOutOfStock:
 		if short, ok := errors.AsType[*domain.OutOfStockError](err); ok {
-			for _, s := range short.Short {
+			for _, s := range short.Items {
 				p.SKUs = append(p.SKUs, s.SKU)
 			}
 		}
