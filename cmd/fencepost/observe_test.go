@@ -165,7 +165,7 @@ func TestMetricsAgreeWithTheDatabase(t *testing.T) {
 	require.Equal(t, 201, status, answer)
 	_, err = db.Exec(t.Context(), `
 		INSERT INTO reservation_lines (resource, reservation, quantity, state, customer_id, created_by, created_at, expires_at)
-		VALUES ('item/raced', gen_random_uuid(), 5, 'held', '', '', now(), now())`)
+		VALUES ('item/raced', gen_random_uuid(), 5, 'held', '', '', now(), now() + interval '1 hour')`)
 	require.NoError(t, err)
 	var m map[string]float64
 	require.Eventually(t, func() bool {
