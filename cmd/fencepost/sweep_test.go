@@ -40,13 +40,13 @@ func (s *shop) state(t *testing.T, id string) domain.ReservationState {
 	return r.State
 }
 
-// A hold whose lock does not come free is tried again later, and later again. It delays no other.
+// A hold whose lock does not come free is tried again later, and later again. It delays none that needs no lock which it has.
 func TestSweepGetsPastALock(t *testing.T) {
 	t.Parallel()
-	s := newShop(t, 2, 2, 10)
+	s := newShop(t, 2, 3, 10)
 	stuck := []string{
 		s.hold(t, domain.Line{SKU: s.items[0], Quantity: 1}),
-		s.hold(t, domain.Line{SKU: s.items[0], Quantity: 1}, domain.Line{SKU: s.items[1], Quantity: 1}),
+		s.hold(t, domain.Line{SKU: s.items[0], Quantity: 1}, domain.Line{SKU: s.items[2], Quantity: 1}),
 	}
 	free := s.hold(t, domain.Line{SKU: s.items[1], Quantity: 1})
 	sweeper, clock, warnings := sweeping(s.instances[0])
