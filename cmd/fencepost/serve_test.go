@@ -10,6 +10,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -61,6 +62,9 @@ func start(t *testing.T, env map[string]string) instance {
 	return i
 }
 
+// contract is read once: that takes longer than a request.
+var contract = sync.OnceValues(func() (*contracttest.Document, error) { return contracttest.Load(handlers.OpenAPI) })
+
 func (i instance) call(t *testing.T, method, path, body string, headers ...string) (status int, answer string) {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), method, i.url+path, strings.NewReader(body))
@@ -77,7 +81,7 @@ func (i instance) call(t *testing.T, method, path, body string, headers ...strin
 	if path == "/" {
 		return response.StatusCode, string(content) // the page is no part of the contract
 	}
-	document, err := contracttest.Load(handlers.OpenAPI)
+	document, err := contract()
 	require.NoError(t, err)
 	require.NoError(t, document.Check(t.Context(), contracttest.Exchange{
 		Method: method, URL: r.URL, Header: r.Header, Body: []byte(body),
