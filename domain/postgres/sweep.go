@@ -42,7 +42,10 @@ SELECT reservation FROM due JOIN mine USING (slot) ORDER BY expires_at LIMIT $3:
 // What is locked goes free when this process ends, however it ends. The connection is the sweeps' own, because the sections
 // that expire runs need connections too, and one that waits for another while it holds one could wait for ever.
 func (s *Store) Sweep(ctx context.Context, now time.Time, except []string, expire func([]domain.Reservation)) (found int, next time.Time, err error) {
-	tx, err := s.sweeps.Begin(ctx)
+	// One message: a process that is stopped between two would leave a transaction that nothing ends.
+	begin := fmt.Sprintf(`BEGIN; SET LOCAL statement_timeout = '%s'; SET LOCAL idle_in_transaction_session_timeout = '%s'`,
+		milliseconds(statementTimeout), milliseconds(idleTimeout))
+	tx, err := s.sweeps.BeginTx(ctx, pgx.TxOptions{BeginQuery: begin})
 	if err != nil {
 		return 0, next, fmt.Errorf("beginning a sweep: %w", domainError(ctx, err))
 	}
@@ -67,8 +70,6 @@ func (s *Store) due(ctx context.Context, tx pgx.Tx, now time.Time, except []stri
 	}
 	var ids []uuid.UUID
 	batch := &pgx.Batch{}
-	batch.Queue(`SELECT set_config('statement_timeout', $1, true), set_config('idle_in_transaction_session_timeout', $2, true)`,
-		milliseconds(statementTimeout), milliseconds(idleTimeout))
 	batch.Queue(`SELECT expires_at FROM reservation_lines WHERE state = 'held' AND expires_at > $1 ORDER BY expires_at LIMIT 1`, now).
 		QueryRow(func(row pgx.Row) error {
 			if err := row.Scan(&next); !errors.Is(err, pgx.ErrNoRows) {

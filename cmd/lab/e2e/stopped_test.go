@@ -156,7 +156,8 @@ func stopHolder(t *testing.T, strategy, fencing, review string, held func(statem
 	s.item = createStock(t, s.next.URL, 1)
 	// With one connection, the slow step ends and begins on the same one.
 	s.holder = start(t, 1, strategy, "FENCEPOST_DATABASE_URL="+proxy.URL, "FENCEPOST_DATABASE_CONNS=1",
-		"FENCEPOST_LEASE_TTL="+stoppedTerm.String(), review)[0]
+		"FENCEPOST_LEASE_TTL="+stoppedTerm.String(), review,
+		"FENCEPOST_SWEEP_INTERVAL=1m", "FENCEPOST_AUDIT_INTERVAL=0")[0] // no sessions that have nothing to do with it
 	armed.Store(true)
 	s.over, s.answer = reserveAside(t, s.holder, s.item)
 	await(t, "the message is on its way", sent)
