@@ -347,7 +347,7 @@ func TestQueueTimesOut(t *testing.T) {
 				assert.ErrorIs(t, err, domain.ErrLockTimeout)
 				assert.Equal(t, patient, time.Since(began))
 			})
-			time.Sleep(patient / 4)
+			time.Sleep(patient / 4) // of the bubble's time
 		}
 		group.Wait()
 		g.Wait()
@@ -552,7 +552,7 @@ func TestNoTimeLeftForAnotherTry(t *testing.T) {
 		d, l := &database{}, newLock()
 		g := newGuard(d, l)
 		d.before = func() error {
-			time.Sleep(2 * patient) // his time is over, and his section has begun
+			time.Sleep(2 * patient) // of the bubble's time: his own is over, and his section has begun
 			<-l.free                // and somebody else gets the lock as soon as it is given back
 			return &domain.RefusedError{Err: domain.ErrStaleToken, Refusal: domain.Refusal{Grant: domain.Grant{Key: key, Epoch: 1}}}
 		}
