@@ -7,6 +7,11 @@ type EventKind string
 
 // The kinds of event. The name of each is the one that clients see.
 const (
+	// EventBegan: locks are held, and work under them begins. Row locks are taken by the work itself: their grants carry no
+	// token yet. Without a lock there is nothing to wait for, and work begins all the same. Grants, Acquire, Term.
+	EventBegan EventKind = "began"
+	// EventRenewed: a lease was extended. Grants, Term.
+	EventRenewed EventKind = "renewed"
 	// EventSection: a section is over for its caller, who may have shared the locks. Grants, Err, LockWait.
 	EventSection EventKind = "section"
 	// EventBatch: a transaction has carried sections of one key. Grants, Batch.
@@ -36,6 +41,7 @@ type Event struct {
 	LockWait  time.Duration // until the last lock was held or the wait was given up, the time in the queue included
 	Batch     int           // sections
 	Acquire   time.Duration // from asking for the first lock until the last was held; the time in a queue before is not in it
+	Term      time.Duration // how long the lock server keeps the leases of a holder that falls silent from now on; 0 without leases
 	Hold      time.Duration // from the last lock that was acquired until all were given back; of row locks, the time in transactions
 	Refusal   *Refusal
 	Authority *Authority

@@ -232,6 +232,13 @@ func eventData(e domain.Event) any {
 		grants[i] = newGrantJSON(g)
 	}
 	switch e.Kind {
+	case domain.EventBegan, domain.EventRenewed:
+		return struct {
+			At      time.Time   `json:"at"`
+			Grants  []grantJSON `json:"grants"`
+			Acquire float64     `json:"acquire_ms,omitempty"` // of a renewal there is none
+			Term    float64     `json:"term_ms,omitempty"`    // without a lease there is none
+		}{at, grants, milliseconds(e.Acquire), milliseconds(e.Term)}
 	case domain.EventSection:
 		return struct {
 			At       time.Time   `json:"at"`

@@ -169,6 +169,14 @@ func TestEventsOnTheWire(t *testing.T) {
 		data  string
 	}{
 		{
+			domain.Event{Kind: domain.EventBegan, Grants: []domain.Grant{{Key: "item/lamp", Strategy: "redis", Epoch: 1, Token: 7}}, Acquire: time.Millisecond, Term: 2 * time.Second},
+			`{"at":"2026-03-01T12:00:00Z","grants":[{"resource":"item/lamp","strategy":"redis","epoch":"1","token":"7"}],"acquire_ms":1,"term_ms":2000}`,
+		},
+		{
+			domain.Event{Kind: domain.EventRenewed, Grants: []domain.Grant{{Key: "item/lamp", Strategy: "redis", Epoch: 1, Token: 7}}, Term: 2 * time.Second},
+			`{"at":"2026-03-01T12:00:00Z","grants":[{"resource":"item/lamp","strategy":"redis","epoch":"1","token":"7"}],"term_ms":2000}`,
+		},
+		{
 			domain.Event{Kind: domain.EventSection, Grants: []domain.Grant{grant}, LockWait: 1500 * time.Microsecond},
 			`{"at":"2026-03-01T12:00:00Z","grants":[{"resource":"item/lamp","strategy":"zookeeper","epoch":"2","token":"9007199254740993","grant_id":"00000000-0000-0000-0000-000000000001"}],"outcome":"committed","lock_wait_ms":1.5}`,
 		},

@@ -192,7 +192,7 @@ func (g *Guard) hold(ctx, wait context.Context, keys []domain.Key) (h *hold, err
 			grant.Token = lease.Token
 			end([]domain.Grant{grant}, nil)
 			if lease.Extend != nil {
-				go lease.keep(h.section, h.losing(grant))
+				go lease.keep(h.section, h.renewing(grant, lease), h.losing(grant))
 			}
 		}
 		h.grants = append(h.grants, grant)
@@ -201,6 +201,7 @@ func (g *Guard) hold(ctx, wait context.Context, keys []domain.Key) (h *hold, err
 	}
 	h.since = time.Now()
 	h.acquire = h.since.Sub(began)
+	h.began()
 	return h, nil
 }
 

@@ -41,8 +41,9 @@ type Lease struct {
 const renewalsPerTerm = 3
 
 // keep renews the lease until ctx ends, and calls lose as soon as the holder cannot be sure of it any more: the deadline
-// has passed, the lock server says so, or the driver does. It returns when ctx ends or the lease is lost.
-func (l *Lease) keep(ctx context.Context, lose context.CancelCauseFunc) {
+// has passed, the lock server says so, or the driver does. It returns when ctx ends or the lease is lost. renewed is called
+// after every renewal.
+func (l *Lease) keep(ctx context.Context, renewed func(), lose context.CancelCauseFunc) {
 	until := l.Until
 	deadline := time.NewTimer(time.Until(until))
 	defer deadline.Stop()
@@ -66,6 +67,7 @@ func (l *Lease) keep(ctx context.Context, lose context.CancelCauseFunc) {
 			case err == nil:
 				until = next
 				deadline.Reset(time.Until(until))
+				renewed()
 			case ctx.Err() != nil: // it was given back meanwhile, and is not lost
 				return
 			case errors.Is(err, domain.ErrLockLost):

@@ -3,6 +3,7 @@ package locking
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -46,6 +47,22 @@ func (g *Guard) ended(keys []domain.Key, began time.Time, receipt domain.Receipt
 		}
 	}
 	g.observe(e)
+}
+
+// began reports that the locks are held, as far as they are not the transaction's own.
+func (h *hold) began() {
+	e := domain.Event{Kind: domain.EventBegan, Grants: slices.Clone(h.grants), Acquire: h.acquire} // transact gives row locks their tokens
+	if len(h.taken) > 0 {
+		e.Term = h.taken[0].Term
+	}
+	h.guard.observe(e)
+}
+
+// renewing reports a renewal.
+func (h *hold) renewing(grant domain.Grant, lease *Lease) func() {
+	return func() {
+		h.guard.observe(domain.Event{Kind: domain.EventRenewed, Grants: []domain.Grant{grant}, Term: lease.Term})
+	}
 }
 
 // released reports locks that were held.

@@ -356,6 +356,15 @@ func testHealing(t *testing.T, w *world) {
 	n.Wait() // the answer comes before the release
 	released := n.watch.of(domain.EventReleased)
 	require.Len(t, released, 2, "each try has held the lock")
+	began := n.watch.of(domain.EventBegan)
+	require.Len(t, began, 2, "and has said so at once")
+	for i := range began {
+		require.Equal(t, released[i].Grants[0].ID, began[i].Grants[0].ID)
+		if !began[i].Grants[0].RowLock {
+			require.Equal(t, released[i].Grants, began[i].Grants)
+			require.Positive(t, began[i].Term)
+		}
+	}
 	require.Equal(t, sections[0].Grants, released[1].Grants)
 	require.Positive(t, released[1].Hold)
 }
