@@ -44,6 +44,7 @@ type Config struct {
 	Stream  Stream
 	Metrics *observe.Metrics
 
+	Demo           *Demo                   // nil outside a demonstration
 	Page           map[string]http.Handler // the files of the page by their paths; everybody may GET them
 	RequestTimeout time.Duration           // 0: 15 s
 	MaxRequests    int                     // served at the same time under /v1, waiting for locks included; 0: 4096
@@ -101,6 +102,9 @@ func (s *server) routes() []route {
 	if s.Authenticate == nil {
 		// Where the other instances are is nobody's business on the open net; the page of a demonstration needs it.
 		routes = append(routes, route{http.MethodGet, "/v1/instances", anybody, s.instances})
+	}
+	if s.Demo != nil {
+		routes = append(routes, s.demoRoutes()...)
 	}
 	for path, file := range s.Page {
 		routes = append(routes, route{http.MethodGet, path, anybody, echo.WrapHandler(file)})

@@ -139,7 +139,7 @@ func hostname(u *url.URL) string { return strings.ToLower(u.Hostname()) }
 
 func ofAPI(c echo.Context) bool {
 	path := c.Request().URL.Path
-	return path == "/v1" || strings.HasPrefix(path, "/v1/")
+	return path == "/v1" || strings.HasPrefix(path, "/v1/") || path == pathDemo || strings.HasPrefix(path, pathDemo+"/")
 }
 
 // shareAcrossInstances lets a page that one instance served call the others, and no other site at all. Cookies are not

@@ -40,6 +40,7 @@ var arrows = []struct {
 	{"cmd/latency", []string{"domain", "domain/postgres", "locking", "locking/strategies", "migrations"}, "it measures the strategies themselves, without the service around them"},
 	{"cmd/lab", []string{"cmd/lab/internal/*"}, "the laboratory starts the service as a program, and measures it from outside"},
 	{"cmd/lab/internal/bench", []string{"cmd/lab/internal/instances", "cmd/lab/internal/servers"}, "what is measured is reached as its users reach it, and counted with SQL of the benchmark's own"},
+	{"cmd/lab/internal/control", []string{"cmd/lab/internal/instances", "cmd/lab/internal/servers", "domain/postgres/pgwire"}, "faults are done to processes and connections; the service has no part in them"},
 	{"cmd/lab/internal/instances", []string{"cmd/lab/internal/servers"}, "instances run on servers, not the other way round"},
 	{"cmd/lab/internal/load", nil, "a load generator that shared code with the service could share its mistakes"},
 }

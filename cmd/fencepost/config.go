@@ -70,6 +70,9 @@ type Config struct {
 
 	ReviewTime time.Duration `env:"FENCEPOST_REVIEW_TIME" default:"0s" help:"How long a simulated fraud check takes while the lock is held, between read and write. For demonstrations; 0 is none."`
 
+	Demo   string `env:"FENCEPOST_DEMO" default:"off" placeholder:"off|on" help:"Whether the page may pause, switch and break things (${default}). On needs FENCEPOST_AUTH=off, and with that a loopback address."`
+	LabURL string `name:"lab-url" env:"FENCEPOST_LAB_URL" placeholder:"URL" help:"The laboratory that runs the servers and does the faults of the demonstration."`
+
 	Instances       []string      `env:"FENCEPOST_INSTANCES" placeholder:"URL,URL" help:"Base URLs of all instances: a page that one of them served may call the others."`
 	DrainDelay      time.Duration `env:"FENCEPOST_DRAIN_DELAY" default:"1s" help:"How long /readyz says no before the service stops listening."`
 	ShutdownTimeout time.Duration `env:"FENCEPOST_SHUTDOWN_TIMEOUT" default:"15s" help:"How long requests may take to finish after SIGTERM."`
@@ -222,6 +225,7 @@ func (c *Config) checkAll() error {
 	c.checkDuration("FENCEPOST_AUDIT_INTERVAL", c.AuditInterval, 0, 24*time.Hour)
 	c.checkDuration("FENCEPOST_DRAIN_DELAY", c.DrainDelay, 0, time.Minute)
 
+	c.checkDemo()
 	c.Instances = list(strings.Join(c.Instances, ","))
 	for _, u := range c.Instances {
 		c.checkBaseURL("FENCEPOST_INSTANCES", u)
@@ -302,6 +306,21 @@ func (c *Config) checkListen() (loopback bool) {
 	host, _, _ := net.SplitHostPort(c.Listen)
 	ip, err := netip.ParseAddr(host)
 	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
+}
+
+// checkDemo keeps the demonstration out of production: where there are keys, nobody may break servers, whoever he is.
+func (c *Config) checkDemo() {
+	c.checkOneOf("FENCEPOST_DEMO", c.Demo, "on", "off")
+	if c.Demo == "on" && c.Auth != "off" {
+		c.problem("FENCEPOST_DEMO", "is on and FENCEPOST_AUTH is %s: a demonstration breaks things on purpose; set FENCEPOST_DEMO=off, or FENCEPOST_AUTH=off", c.Auth)
+	}
+	if c.LabURL == "" {
+		return
+	}
+	if c.Demo != "on" {
+		c.problem("FENCEPOST_LAB_URL", "is set and FENCEPOST_DEMO is not on: set FENCEPOST_DEMO=on, or leave it out")
+	}
+	c.checkBaseURL("FENCEPOST_LAB_URL", c.LabURL)
 }
 
 func (c *Config) checkCertificate() {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -99,7 +100,7 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		HoldTTL: c.HoldTTL,
 		MaxTTL:  c.MaxHoldTTL,
 		Fencing: domain.Fencing(c.Fencing),
-		Review:  c.review(),
+		Review:  review(c.ReviewTime),
 
 		Holding:  c.holding(store),
 		Guessing: c.guessing(store),
@@ -126,6 +127,7 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		Metrics:        metrics,
 		Instances:      c.Instances,
 		Page:           web.Files(c.called()),
+		Demo:           c.demo(guard),
 		RequestTimeout: requestTimeout,
 		MaxRequests:    c.MaxRequests,
 		Log:            log,
@@ -160,18 +162,34 @@ func (c *Config) openStrategies(traces trace.TracerProvider, log *slog.Logger) (
 	})
 }
 
-// review is the simulated slow step, nil if there is none.
-func (c *Config) review() func(context.Context, domain.Reservation) error {
-	if c.ReviewTime == 0 {
+// review is a simulated slow step, nil if it takes no time.
+func review(takes time.Duration) func(context.Context, domain.Reservation) error {
+	if takes == 0 {
 		return nil
 	}
 	return func(ctx context.Context, _ domain.Reservation) error {
 		select {
-		case <-time.After(c.ReviewTime):
+		case <-time.After(takes):
 			return nil
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
+	}
+}
+
+// demo is nil outside a demonstration.
+func (c *Config) demo(guard *locking.Guard) *handlers.Demo {
+	if c.Demo != "on" {
+		return nil
+	}
+	return &handlers.Demo{
+		Review: review,
+		Switch: func(ctx context.Context, key domain.Key, strategy string) (domain.Authority, error) {
+			_, after, err := guard.Switch(ctx, domain.Scope(key), strategy, false)
+			return after, err
+		},
+		Lab:      strings.TrimSuffix(c.LabURL, "/"),
+		LeaseTTL: c.LeaseTTL,
 	}
 }
 

@@ -9,7 +9,9 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"time"
 
+	"fencepost/cmd/lab/internal/control"
 	"fencepost/cmd/lab/internal/instances"
 	"fencepost/cmd/lab/internal/servers"
 )
@@ -23,10 +25,21 @@ type demoCmd struct {
 func (c *demoCmd) Run(ctx context.Context) error {
 	options := servers.Options{Require: c.Require, RequireEmpty: true}
 	err := withLab(ctx, options, func(ctx context.Context, lab *servers.Lab) error {
-		running, err := c.start(ctx, lab)
+		faults, err := control.New(ctx, lab, demoInstances)
 		if err != nil {
 			return unlessStopped(ctx, err)
 		}
+		defer faults.Close()
+		address, stop, err := listen(faults)
+		if err != nil {
+			return err
+		}
+		defer stop()
+		running, err := c.start(ctx, lab, faults, address)
+		if err != nil {
+			return unlessStopped(ctx, err)
+		}
+		faults.Serve(running)
 		c.explain(lab, running)
 		err = ended(ctx)
 		return errors.Join(err, instances.Stop(context.WithoutCancel(ctx), running))
@@ -34,8 +47,21 @@ func (c *demoCmd) Run(ctx context.Context) error {
 	return untilSignal(err)
 }
 
+const demoInstances = 3
+
+// listen serves the faults to the instances, and to nobody beyond this machine.
+func listen(faults http.Handler) (address string, stop func(), err error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, err
+	}
+	server := &http.Server{Handler: faults, ReadHeaderTimeout: time.Second}
+	go func() { _ = server.Serve(listener) }() // until it is closed
+	return "http://" + listener.Addr().String(), func() { _ = server.Close() }, nil
+}
+
 // start builds the service and brings up three instances of it that have something to sell.
-func (c *demoCmd) start(ctx context.Context, lab *servers.Lab) ([]*instances.Instance, error) {
+func (c *demoCmd) start(ctx context.Context, lab *servers.Lab, faults *control.Control, address string) ([]*instances.Instance, error) {
 	fmt.Fprintln(os.Stderr, "Building the service; the first time takes a minute or two.")
 	binary, err := instances.Build(ctx, lab)
 	if err != nil {
@@ -48,7 +74,11 @@ func (c *demoCmd) start(ctx context.Context, lab *servers.Lab) ([]*instances.Ins
 	if err != nil {
 		return nil, err
 	}
-	config := instances.Config{Binary: binary, Addresses: addresses}
+	config := instances.Config{
+		Binary: binary, Addresses: addresses, EnvOf: faults.Env,
+		// Leases that end while somebody watches, and a wait for them that does not end before.
+		Env: []string{"FENCEPOST_DEMO=on", "FENCEPOST_LAB_URL=" + address, "FENCEPOST_LEASE_TTL=2s", "FENCEPOST_LOCK_WAIT=10s"},
+	}
 	if c.Verbose {
 		config.Output = os.Stderr
 	}
@@ -80,7 +110,7 @@ func (c *demoCmd) explain(lab *servers.Lab, running []*instances.Instance) {
 // demoAddresses prefers a port that people can remember for the first instance.
 func demoAddresses(lab *servers.Lab) ([]string, error) {
 	const wellKnown = "127.0.0.1:8080"
-	addresses := make([]string, 3)
+	addresses := make([]string, demoInstances)
 	for i := range addresses {
 		var err error
 		if addresses[i], err = lab.FreeAddress(); err != nil {

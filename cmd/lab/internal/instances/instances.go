@@ -37,6 +37,8 @@ type Config struct {
 	Addresses []string
 	// Env is added to the environment of this process and to the addresses of the servers.
 	Env []string
+	// EnvOf, if set, is added for one instance: the one at Addresses[i].
+	EnvOf func(i int) []string
 	// Output receives the logs; nil stands for a file for each instance in the laboratory's folder.
 	Output *os.File
 }
@@ -116,6 +118,9 @@ func Start(ctx context.Context, lab *servers.Lab, config Config) ([]*Instance, e
 			env := append(os.Environ(), lab.Env()...)
 			env = append(env, "FENCEPOST_INSTANCES="+strings.Join(urls, ","))
 			env = append(env, config.Env...)
+			if config.EnvOf != nil {
+				env = append(env, config.EnvOf(i)...)
+			}
 			env = append(env, "FENCEPOST_LISTEN="+address)
 			ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, fmt.Errorf("waited %s", readyTimeout))
 			defer cancel()
