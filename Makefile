@@ -34,8 +34,8 @@ test: deps lint ## Run the linters and every test, against real servers; a skipp
 # One after the other: they count what is left of everything.
 .PHONY: soak
 soak: deps ## Run the long forms of the tests that have one; takes half an hour
-	go run ./cmd/lab exec -- go test -race -count=1 -p=1 -timeout=60m -v -run='^(TestCancelledWaits|TestRedisForgets|TestCommitsAreCut|TestRetriesAtOnce|TestInstancesAreKilled|TestHoldsEndOnce|TestOrdersAreWholeAndDoNotDeadlock)$$' \
-		./locking/strategies ./domain/postgres ./cmd/fencepost ./cmd/lab/e2e -args -soak
+	go run ./cmd/lab exec -- go test -race -count=1 -p=1 -timeout=60m -v -run='^(TestCancelledWaits|TestRedisForgets|TestCommitsAreCut|TestRetriesAtOnce|TestInstancesAreKilled|TestHoldsEndOnce|TestOrdersAreWholeAndDoNotDeadlock|TestManyBuyers)$$' \
+		./locking/strategies ./domain/postgres ./cmd/fencepost ./cmd/lab/e2e ./web/e2e -args -soak
 
 .PHONY: latency
 latency: deps ## Measure what an uncontended lock costs, and put the table into the README
@@ -60,6 +60,20 @@ fmt: ## Format the code with gofumpt
 build: ## Build the service and the laboratory into bin/
 	go build -o bin/ ./cmd/...
 
+.PHONY: pictures
+pictures: deps ## Tell every story of the page, leave pictures of it in bin/pictures, and put one into the README
+	mkdir -p bin/pictures
+	PICTURES="$$PWD/bin/pictures" go run ./cmd/lab exec -- go test -count=1 -run='^TestPictures$$' ./web/e2e
+	cp bin/pictures/readme.png web/page.png
+
 .PHONY: deps
-deps: ## Install what tests need and this machine lacks
+deps: programs web/e2e/node_modules/.package-lock.json ## Install what tests need and this machine lacks
+
+.PHONY: programs
+programs:
 	@sh cmd/lab/deps.sh test
+
+# TypeScript and axe-core, for the tests of the page alone. npm writes the file when it is through.
+web/e2e/node_modules/.package-lock.json: web/e2e/package-lock.json | programs
+	npm ci --prefix web/e2e --no-audit --no-fund --loglevel=error
+	@touch $@

@@ -92,6 +92,11 @@ func TestServeRefusesBadConfiguration(t *testing.T) {
 		{"shutdown", map[string]string{"FENCEPOST_SHUTDOWN_TIMEOUT": "-1s"}, `FENCEPOST_SHUTDOWN_TIMEOUT is -1s: set it to 1ms to 10m0s`},
 		{"drain", map[string]string{"FENCEPOST_DRAIN_DELAY": "1h"}, `FENCEPOST_DRAIN_DELAY is 1h0m0s: set it to 0s to 1m0s`},
 		{"audit", map[string]string{"FENCEPOST_AUDIT_INTERVAL": "-1s"}, `FENCEPOST_AUDIT_INTERVAL is -1s: set it to 0s to 24h0m0s`},
+		{"demo", map[string]string{"FENCEPOST_DEMO": "yes"}, `FENCEPOST_DEMO is "yes": set it to on or off`},
+		{"demo in production", map[string]string{"FENCEPOST_DEMO": "on"}, `FENCEPOST_DEMO is on and FENCEPOST_AUTH is keys: a demonstration breaks things on purpose; set FENCEPOST_DEMO=off, or FENCEPOST_AUTH=off`},
+		{"demo on the network", map[string]string{"FENCEPOST_DEMO": "on", "FENCEPOST_AUTH": "off", "FENCEPOST_LISTEN": ":8080"}, `FENCEPOST_AUTH is off and FENCEPOST_LISTEN is :8080: `},
+		{"laboratory without demo", map[string]string{"FENCEPOST_LAB_URL": "http://127.0.0.1:1"}, `FENCEPOST_LAB_URL is set and FENCEPOST_DEMO is not on: set FENCEPOST_DEMO=on, or leave it out`},
+		{"laboratory", map[string]string{"FENCEPOST_DEMO": "on", "FENCEPOST_AUTH": "off", "FENCEPOST_LAB_URL": "lab:1"}, `FENCEPOST_LAB_URL has an entry that is not a base URL: write http://HOST:PORT`},
 		{"log format", map[string]string{"FENCEPOST_LOG_FORMAT": "xml"}, `FENCEPOST_LOG_FORMAT is "xml": set it to text or json`},
 		{"log level", map[string]string{"FENCEPOST_LOG_LEVEL": "loud"}, `FENCEPOST_LOG_LEVEL is "loud": set it to debug, info, warn or error`},
 	} {

@@ -3,7 +3,7 @@
 # is.
 #
 #   deps.sh demo   PostgreSQL, Redis, ZooKeeper
-#   deps.sh test   the same, and a browser for the tests of the page
+#   deps.sh test   the same, and a browser and npm for the tests of the page
 #
 # Nothing of what it installs is started or enabled as a service, and no database is made.
 set -eu
@@ -40,6 +40,7 @@ has_postgres() { has initdb || any /usr/lib/postgresql/*/bin/initdb "$brew"/opt/
 has_redis() { has redis-server; }
 has_zookeeper() { any /usr/share/java/zookeeper.jar "$brew"/opt/zookeeper/libexec/lib/zookeeper-[0-9]*.jar; }
 has_java() { { [ "$(uname)" != Darwin ] && has java; } || any "${JAVA_HOME:-/nonexistent}/bin/java" "$brew/opt/openjdk/bin/java"; }
+has_npm() { has npm && has node; }
 has_browser() { has chromium || has chromium-browser || has google-chrome || any "/Applications/Chromium.app" "/Applications/Google Chrome.app"; }
 
 # need CHECK PACKAGE REASON adds the package to the list when the check fails.
@@ -98,6 +99,7 @@ if [ "$(uname)" = Darwin ]; then
 	need has_zookeeper zookeeper "the locks of the strategy zookeeper"
 	need has_java openjdk "ZooKeeper runs on it"
 	[ "$purpose" = test ] && need has_browser chromium "the tests of the page drive it"
+	[ "$purpose" = test ] && need has_npm node "the tests of the page check its types and its accessibility with tools from npm"
 	[ -z "$missing" ] && exit 0
 	has brew || fail "install Homebrew from https://brew.sh, then run: brew install$missing"
 	say "installing with brew:$missing"
@@ -111,6 +113,7 @@ need has_redis redis-server "the locks of the strategies redis and redlock"
 need has_zookeeper libzookeeper-java "the locks of the strategy zookeeper"
 need has_java default-jre-headless "ZooKeeper runs on it"
 [ "$purpose" = test ] && need has_browser chromium "the tests of the page drive it"
+[ "$purpose" = test ] && need has_npm npm "the tests of the page check its types and its accessibility with tools from npm"
 [ -z "$missing" ] && exit 0
 has apt-get || fail "this is neither Debian, Ubuntu nor macOS: install your system's packages for$missing"
 install_with_apt

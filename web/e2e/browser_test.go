@@ -47,6 +47,7 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "The tests of the page need Chromium or Chrome: apt-get install chromium, or brew install --cask chromium.\n", err)
 			return 1
 		}
+		defer func() { stopDemo() }()
 		return m.Run()
 	}())
 }

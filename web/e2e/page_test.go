@@ -24,7 +24,7 @@ func TestATruthfulService(t *testing.T) {
 	if got := evaluate[string](p, `document.querySelector('#verdict').dataset.tone`); got != "good" {
 		t.Errorf("the verdict looks %s, want good", got)
 	}
-	if got, want := p.text("#legend"), "waiting 0 sold 100 refused 200 failed 0"; got != want {
+	if got, want := p.text("#legend"), "waiting 0 asking 0 holding 0 sold 100 refused 200 fenced 0 failed 0"; got != want {
 		t.Errorf("legend %q, want %q", got, want)
 	}
 	if got, want := p.text("#outcomes"), "out_of_stock 200 0 units are available. created 100 One unit is held for the buyer."; got != want {
@@ -39,10 +39,10 @@ func TestATruthfulService(t *testing.T) {
 	if got, want := p.text("#n-lock"), "2.5 ms"; got != want {
 		t.Errorf("wait for the lock %q, want %q", got, want)
 	}
-	if got := evaluate[int](p, `document.querySelectorAll('#field .dot[data-state=sold]').length`); got != 100 {
+	if got := evaluate[int](p, `document.querySelectorAll('#fields .dot[data-state=sold]').length`); got != 100 {
 		t.Errorf("%d dots are drawn as sold, want 100", got)
 	}
-	title := evaluate[string](p, `document.querySelector('#field .dot[data-state=sold]').title`)
+	title := evaluate[string](p, `document.querySelector('#fields .dot[data-state=sold]').title`)
 	if !strings.Contains(title, "token 1.90071992547409") || !strings.Contains(title, "created") {
 		t.Errorf("a dot tells %q, want the code and the token to the last digit", title)
 	}
@@ -135,7 +135,7 @@ func TestFailuresAreCountedAndNotRetried(t *testing.T) {
 	p := open(t)
 	p.visit(s.urls()[0] + "/?stock=100&buyers=100")
 	p.race()
-	if got, want := p.text("#legend"), "waiting 0 sold 90 refused 0 failed 10"; got != want {
+	if got, want := p.text("#legend"), "waiting 0 asking 0 holding 0 sold 90 refused 0 fenced 0 failed 10"; got != want {
 		t.Errorf("legend %q, want %q", got, want)
 	}
 	if got := p.text("#outcomes"); !strings.Contains(got, "lock_timeout 10 Others held the lock") || !strings.Contains(got, "May be tried again.") {
@@ -157,7 +157,7 @@ func TestAnswersThatAreLost(t *testing.T) {
 		"5 units more than buyers were told: answers were lost on the way."; got != want {
 		t.Errorf("verdict %q, want %q", got, want)
 	}
-	if got, want := p.text("#legend"), "waiting 0 sold 45 refused 0 failed 5"; got != want {
+	if got, want := p.text("#legend"), "waiting 0 asking 0 holding 0 sold 45 refused 0 fenced 0 failed 5"; got != want {
 		t.Errorf("legend %q, want %q", got, want)
 	}
 	p.clean(s.urls()...)
@@ -167,7 +167,7 @@ func TestAnInstanceThatIsDown(t *testing.T) {
 	s := start(t, &service{}, 3)
 	p := open(t)
 	p.visit(s.urls()[0] + "/?stock=10&buyers=30")
-	s.instances[2].Close()
+	stop(s.instances[2])
 	p.race()
 	if got, want := p.text("#verdict-text"), "Sold 10 of 10. Oversold 0."; got != want {
 		t.Errorf("verdict %q, want %q", got, want)
@@ -183,7 +183,7 @@ func TestNoServiceAtAll(t *testing.T) {
 	s := start(t, &service{}, 1)
 	p := open(t)
 	p.visit(s.urls()[0])
-	s.instances[0].Close()
+	stop(s.instances[0])
 	p.race()
 	if got := p.text("#verdict"); !strings.Contains(got, "There is no verdict.") || !strings.Contains(got, "does not answer") || !strings.Contains(got, "Start the service") {
 		t.Errorf("the page says %q", got)
@@ -218,7 +218,7 @@ func TestStoppingEarly(t *testing.T) {
 	p := open(t)
 	p.visit(s.urls()[0] + "/?stock=100&buyers=500")
 	p.click("#start")
-	p.wait(`document.querySelectorAll('#field .dot[data-state=sold]').length > 0`)
+	p.wait(`document.querySelectorAll('#fields .dot[data-state=sold]').length > 0`)
 	p.click("#stop")
 	p.wait(`document.querySelector('#verdict').dataset.tone === 'good'`)
 	if got := p.text("#verdict-why"); !strings.Contains(got, "stopped early") || !strings.Contains(got, "agree") {
@@ -297,32 +297,44 @@ func TestLogic(t *testing.T) {
 	p := open(t)
 	p.visit(s.urls()[0])
 	for expression, want := range map[string]string{
-		`r.quantile([], 0.5)`:                                               `null`,
-		`r.quantile([7], 0.99)`:                                             `7`,
-		`r.quantile([3, 1, 2, 4], 0.5)`:                                     `2`,
-		`r.quantile([10, 9, 100, 1], 0.99)`:                                 `100`,
-		`r.deal(4, ['a', 'b', 'c']).map((b) => b.name + b.instance).join()`: `"buyer-1a,buyer-2b,buyer-3c,buyer-4a"`,
-		`r.verdict({sold: 60, held: 40, limit: 100, oversold: 0})`:          `"Sold 100 of 100. Oversold 0."`,
+		`n.quantile([], 0.5)`:                                               `null`,
+		`n.quantile([7], 0.99)`:                                             `7`,
+		`n.quantile([3, 1, 2, 4], 0.5)`:                                     `2`,
+		`n.quantile([10, 9, 100, 1], 0.99)`:                                 `100`,
+		`u.deal(4, ['a', 'b', 'c']).map((b) => b.name + b.instance).join()`: `"buyer-1a,buyer-2b,buyer-3c,buyer-4a"`,
+		`w.verdict({sold: 60, held: 40, limit: 100, oversold: 0})`:          `"Sold 100 of 100. Oversold 0."`,
 		`r.meaning({status: 201})`:                                          `"sold"`,
 		`r.meaning({status: 409})`:                                          `"refused"`,
+		`r.meaning({status: 409, code: 'stale_fencing_token'})`:             `"fenced"`,
 		`r.meaning({status: 503})`:                                          `"failed"`,
 		`r.meaning({status: 0})`:                                            `"failed"`,
-		`r.host('https://a.example:1/')`:                                    `"a.example:1"`,
+		`w.host('https://a.example:1/')`:                                    `"a.example:1"`,
+		`w.short('9007199254740993')`:                                       `"…0993"`,
 		`a.serverTiming('lock;dur=1.5, db;desc="x";dur=3', 'db')`:           `3`,
 		`a.serverTiming(null, 'db') === undefined`:                          `true`,
-		`r.fencingFor({name: 'x', fences: true}, 'off').fencing`:            `"off"`,
+		`w.fencingFor({name: 'x', fences: true}, 'off').fencing`:            `"off"`,
+		// The same seed gives the same order, another one another.
+		`[1, 1, 2].map((seed) => u.shuffled([1, 2, 3, 4, 5, 6], u.seeded(seed)).join('')).map((o, i, all) => o === all[0])`: `[true,true,false]`,
 		// Answers and count that differ are told, whichever way.
-		`r.reasons({...r.idle, buyers: bought(3), audit: {sold: 0, held: 2, limit: 5, oversold: 0, drift: 0, refused: 0, ok: true}})`: `"Counter, ledger and reservations agree. 3 buyers were told yes, but the database knows of 2 only."`,
-		`r.reasons({...r.idle, buyers: bought(1), audit: {sold: 0, held: 2, limit: 5, oversold: 0, drift: 0, refused: 1, ok: true}})`: `"Counter, ledger and reservations agree. The fence turned away 1 stale write. 1 unit more than buyers were told: answers were lost on the way."`,
+		`w.reasons({...r.idle, buyers: bought(3), audit: {sold: 0, held: 2, limit: 5, oversold: 0, drift: 0, refused: 0, ok: true}})`: `"Counter, ledger and reservations agree. 3 buyers were told yes, but the database knows of 2 only."`,
+		`w.reasons({...r.idle, buyers: bought(1), audit: {sold: 0, held: 2, limit: 5, oversold: 0, drift: 0, refused: 1, ok: true}})`: `"Counter, ledger and reservations agree. The fence turned away 1 stale write. 1 unit more than buyers were told: answers were lost on the way."`,
 		// The reducer leaves the state that it was given alone.
-		`(() => { const before = r.reduce(r.idle, {type: 'start', buyers: r.deal(1, ['a']), at: 0});
-			const after = r.reduce(before, {type: 'answer', buyer: 0, at: 500, answer: {status: 201, code: 'created', ms: 4}});
-			return [before.buyers[0].state, after.buyers[0].state, r.times(after).rate, r.times(after).median]; })()`: `["waiting","sold",2,4]`,
+		`(() => { const before = r.reduce(r.idle, {type: 'start', t: 0, buyers: u.deal(1, ['a'])});
+			const after = r.reduce(before, {type: 'answer', buyer: 0, t: 500, answer: {status: 201, code: 'created', ms: 4}});
+			return [before.buyers[0].state, after.buyers[0].state, n.times(after).rate, n.times(after).median]; })()`: `["waiting","sold",2,4]`,
+		// What a link holds is what was recorded, and what is no recording is refused.
+		`g.unpack(await g.pack([{type: 'prepare', t: 0, sku: 'é', settings: {instances: []}}])).then((events) => events[0].sku)`: `"é"`,
+		`refusal(() => g.fromText('{"fencepost":1,"events":[{"type":"prepare","t":0,"sku":1,"settings":{}}]}'))`:                  `"Event 1 of this recording (prepare) has no proper sku."`,
+		`refusal(() => g.fromText('{"fencepost":1,"events":[{"type":"constructor","t":0}]}'))`:                                    `"Event 1 of this recording is not one of a race."`,
+		`refusal(() => g.fromText('nothing'))`:    `"This is no recording: it is not JSON."`,
+		`c.csv([{strategy: 'a"b', sold: 1}])`:     `"strategy,fencing,stock,buyers,seed,sold,oversold,p50_ms,p99_ms,per_second,stale_refused,trouble\n\"a\"\"b\",undefined,undefined,undefined,undefined,1,undefined,undefined,undefined,undefined,undefined,undefined\n"`,
 	} {
 		got := evaluate[string](p, `(async () => {
-			const [r, a] = await Promise.all([import('/race.js'), import('/api.js')]);
-			const bought = (n) => r.deal(n, ['a']).map((b) => ({...b, state: 'sold'}));
-			return JSON.stringify(`+expression+`);
+			const [r, n, w, u, a, g, c] = await Promise.all(
+				['reducer', 'numbers', 'words', 'run', 'api', 'recording', 'compare'].map((name) => import('/' + name + '.js')));
+			const bought = (n) => u.deal(n, ['a']).map((b) => ({...b, state: 'sold'}));
+			const refusal = (work) => { try { work(); return 'none'; } catch (cause) { return cause.message; } };
+			return JSON.stringify(await (`+expression+`));
 		})()`)
 		if got != want {
 			t.Errorf("%s\nis   %s\nwant %s", expression, got, want)

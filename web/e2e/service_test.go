@@ -52,9 +52,15 @@ func start(t *testing.T, s *service, n int) *service {
 	for _, instance := range s.instances {
 		instance.Config.Handler = s.handler(page, "http://"+instance.Listener.Addr().String())
 		instance.Start()
-		t.Cleanup(instance.Close)
+		t.Cleanup(func() { stop(instance) })
 	}
 	return s
+}
+
+// stop ends a server as a crash does: streams of events would keep Close waiting.
+func stop(instance *httptest.Server) {
+	instance.CloseClientConnections()
+	instance.Close()
 }
 
 func (s *service) urls() []string {
@@ -79,6 +85,9 @@ func (s *service) handler(page map[string]http.Handler, self string) http.Handle
 			{"name": "postgres", "summary": "row locks of the database itself", "fences": true, "available": true},
 			{"name": "redis", "summary": "a lease in one Redis", "fences": true, "available": false, "problem": "no Redis server is configured: set FENCEPOST_REDIS_URL"},
 		}})
+	})
+	mux.HandleFunc("GET /demo", func(w http.ResponseWriter, r *http.Request) {
+		problem(w, http.StatusNotFound, "not_found", "There is nothing at this path.", false)
 	})
 	mux.HandleFunc("GET /v1/instances", func(w http.ResponseWriter, r *http.Request) {
 		if s.key != "" {
@@ -136,6 +145,12 @@ func (s *service) handler(page map[string]http.Handler, self string) http.Handle
 			answer(w, http.StatusCreated, map[string]any{"id": "rsv_1", "state": "held"})
 		}
 	})
+	mux.HandleFunc("GET /v1/events", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		_, _ = fmt.Fprint(w, "retry: 2000\nid: 1\n\n")
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	})
 	mux.HandleFunc("GET /v1/audit", func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -161,7 +176,7 @@ func (s *service) across(next http.Handler) http.Handler {
 		}
 		if r.Method == http.MethodOptions {
 			w.Header().Set("Access-Control-Allow-Methods", "GET, HEAD, POST")
-			w.Header().Set("Access-Control-Allow-Headers", "Authorization, Content-Type")
+			w.Header().Set("Access-Control-Allow-Headers", "Authorization, Content-Type, Last-Event-ID")
 			w.WriteHeader(http.StatusNoContent)
 			return
 		}

@@ -1,7 +1,7 @@
 // The service's API as the page uses it. Nothing here throws away an answer: a refused request, and one that got no answer,
 // come back as values.
 
-/** @typedef {import('./race.js').Answer} Answer */
+/** @typedef {import('./reducer.js').Answer} Answer */
 
 /** A request that could not be served, in words for the reader. */
 export class Trouble extends Error {

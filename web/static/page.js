@@ -1,35 +1,29 @@
-// The page itself: reads the form, runs the race, draws the state.
+// The page itself: reads the form, brings the parts together, and keeps what is shown in step with what happens.
 
 import { must, send, Trouble } from './api.js';
-import {
-  byInstance, counts, deal, fencingFor, host, idle, outcomes, reasons, reduce, times, troubles, units, verdict,
-} from './race.js';
+import { Compare } from './compare.js';
+import { $, button, download, element, ifStorageAllows, input, select, setText } from './dom.js';
+import { Faults, noLab } from './faults.js';
+import { Fleet } from './fleet.js';
+import { Guide } from './guide.js';
+import { counts } from './numbers.js';
+import { Picture } from './picture.js';
+import { Player } from './player.js';
+import { fromText, longestLink, pack, toText, unpack } from './recording.js';
+import { Run, words } from './run.js';
+import { stories } from './stories.js';
+import { fencingFor, kindOf, troubles, units, verdict } from './words.js';
 
-/** @typedef {import('./race.js').Strategy} Strategy */
-
-// A browser opens at most six connections to one server (HTTP/1.1). More requests than that would wait inside the browser,
-// and their wait would be taken for the service's.
-const perInstance = 6;
-
-/**
- * @template {HTMLElement} [T=HTMLElement]
- * @param {string} id
- * @returns {T}
- */
-const $ = (id) => /** @type {T} */ (document.getElementById(id));
+/** @typedef {import('./words.js').Strategy} Strategy */
+/** @typedef {import('./faults.js').Demo} Demo */
 
 const form = /** @type {HTMLFormElement} */ ($('form'));
-const stock = /** @type {HTMLInputElement} */ ($('stock'));
-const buyers = /** @type {HTMLInputElement} */ ($('buyers'));
-const key = /** @type {HTMLInputElement} */ ($('key'));
-const start = /** @type {HTMLButtonElement} */ ($('start'));
-const stop = /** @type {HTMLButtonElement} */ ($('stop'));
+const key = input('key');
 
-let race = idle;
 /** @type {Strategy[]} */
 let strategies = [];
-/** @type {string[]} */
-let instances = [];
+/** @type {Demo | null} */
+let demo = null;
 /** What keeps the page from working at all, if anything does. */
 let hindrance = '';
 /** What keeps it from working fully. */
@@ -37,21 +31,42 @@ let remark = '';
 /** What the reader asked for before a strategy forced it off. @type {'enforced'|'off'} */
 let wantedFencing = 'enforced';
 
-// --- Running ---------------------------------------------------------------------------------------------------------
+const picture = new Picture();
+const player = new Player(() => draw());
+const fleet = new Fleet({
+  event: (instance, kind, data) => run.server(instance, kind, data),
+  change: () => linkChanged(),
+});
+const run = new Run({ fleet, player, key: () => key.value });
+const guide = new Guide({ run, player, fleet, announce });
+const faults = new Faults({ run, fleet, announce });
+new Compare({
+  run, player, announce, strategies: () => strategies, settings, leaveStory: () => guide.leave(),
+});
 
-/** Asks the service what there is to choose from. */
+// --- Finding out what there is -----------------------------------------------------------------------------------------
+
+/** Asks the service what there is to choose from, again and again while it does not answer. */
 async function discover() {
   hindrance = remark = '';
   try {
     strategies = (await must('GET', '/v1/strategies', key.value)).strategies;
-    instances = await knownInstances();
+    const { answer, body } = await send('GET', '/demo', key.value);
+    demo = answer.status === 200 ? body : null;
+    fleet.follow(await knownInstances(), key.value);
+    if (demo?.lab) fleet.learn(demo.lab.instances);
   } catch (cause) {
     hindrance = words(cause);
     askForKey(cause);
+    if (cause instanceof Trouble && cause.status === 0) setTimeout(discover, 2000);
   }
+  faults.demo = demo;
+  guide.facts = { strategies, noLab: noLab(demo), demo: demo !== null };
   drawStrategies();
+  drawHonest();
   settle();
-  draw();
+  guide.draw();
+  linkChanged();
 }
 
 /**
@@ -66,74 +81,88 @@ async function knownInstances() {
   return [location.origin];
 }
 
-/** One race, from the new item to the database's count. */
-async function run() {
-  const strategy = chosen();
-  if (!strategy || !form.reportValidity()) return;
-  const { fencing } = fencingFor(strategy, wantedFencing);
-  const lock = { strategy: strategy.name, fencing };
-  const sku = `race-${Date.now().toString(36)}-${Math.random().toString(36).slice(2, 6)}`;
-  const many = buyers.valueAsNumber;
-  const secret = key.value;
-
-  dispatch({ type: 'prepare', sku, stock: stock.valueAsNumber });
-  const box = $('verdict').getBoundingClientRect();
-  if (box.top < 0 || box.bottom > innerHeight) $('verdict').scrollIntoView(); // on a small screen it is below the form
-  announce(`The race begins: ${many} buyers, ${units(race.stock)}, lock ${strategy.name}.`);
-  try {
-    await must('POST', '/v1/items', secret, { sku, name: 'Prize of the race', stock: race.stock, lock });
-    dispatch({ type: 'start', buyers: deal(many, instances), at: performance.now() });
-    await Promise.all(instances.map((instance) => serve(instance, secret)));
-    dispatch({ type: 'count' });
-    const audit = await must('GET', `/v1/audit?resource=${encodeURIComponent(`item/${sku}`)}`, secret);
-    if (audit.resources?.length !== 1) throw new Trouble('The audit does not know the item of this race.', 200);
-    dispatch({ type: 'audit', row: audit.resources[0] });
-    announce(verdict(audit.resources[0]));
-  } catch (cause) {
-    dispatch({ type: 'break', trouble: words(cause) });
-    announce(words(cause));
-    askForKey(cause);
-  }
-}
-
-/**
- * Lets the buyers of one instance ask, a few at a time. Stopping keeps the others from asking; a request on its way is
- * waited for, because its outcome would be unknown otherwise.
- * @param {string} instance
- * @param {string} secret
- */
-async function serve(instance, secret) {
-  const queue = [...race.buyers.keys()].filter((i) => race.buyers[i].instance === instance);
-  const url = `${instance}/v1/items/${race.sku}/reservations`;
-  const clerk = async () => {
-    for (let i = queue.shift(); i !== undefined && !race.stopped; i = queue.shift()) {
-      const { answer } = await send('POST', url, secret, { quantity: 1, customer_id: race.buyers[i].name });
-      dispatch({ type: 'answer', buyer: i, answer, at: performance.now() });
-    }
-  };
-  await Promise.all(Array.from({ length: perInstance }, clerk));
-}
-
-/** @param {unknown} cause */
-function words(cause) {
-  if (cause instanceof Trouble) return cause.message;
-  console.error(cause);
-  return `The page failed: ${cause}`;
-}
-
 /** @param {unknown} cause */
 function askForKey(cause) {
   if (cause instanceof Trouble && (cause.status === 401 || cause.status === 403)) {
+    mode('race');
     /** @type {HTMLDetailsElement} */ ($('key-box')).open = true;
   }
 }
 
-// --- Choosing --------------------------------------------------------------------------------------------------------
+let linkWas = '';
+
+function linkChanged() {
+  const live = fleet.members.filter((m) => m.link === 'live').length;
+  const all = fleet.members.length;
+  const gone = fleet.members.filter((m) => m.link === 'gone');
+  const [link, text] = all === 0 || gone.length === all ? ['gone', 'the service is gone; trying again']
+    : gone.length > 0 ? ['some', `${live} of ${all} instances live; trying the others again`]
+      : fleet.members.every((m) => m.link === 'none') ? ['none', 'no events from this service']
+        : live < all ? ['connecting', 'connecting'] : ['live', all === 1 ? 'live' : `live, ${all} instances`];
+  $('link').dataset.link = link;
+  setText($('link-text'), text);
+  if (linkWas && linkWas !== link && (link === 'gone' || link === 'live')) announce(`Connection: ${text}.`);
+  if (linkWas === 'gone' && link === 'live' && !run.busy) discover();
+  linkWas = link;
+  faults.draw();
+  draw();
+}
+
+// --- Racing ------------------------------------------------------------------------------------------------------------
+
+/** @returns {import('./reducer.js').Settings} */
+function settings() {
+  const strategy = chosen();
+  return {
+    strategy: strategy?.name ?? '', fencing: fencingFor(strategy, wantedFencing).fencing,
+    stock: input('stock').valueAsNumber, buyers: input('buyers').valueAsNumber, slow: input('slow').valueAsNumber, seed: input('seed').valueAsNumber,
+    instances: fleet.urls.slice(0, input('used').valueAsNumber), title: '',
+  };
+}
+
+async function race() {
+  if (!chosen() || !form.reportValidity() || run.busy) return;
+  await guide.leave();
+  guide.draw();
+  run.pace = Number(select('pace').value);
+  const s = settings();
+  announce(`The race begins: ${s.buyers} buyers, ${units(s.stock)}, lock ${s.strategy}.`);
+  const box = $('verdict').getBoundingClientRect();
+  if (box.top < 0 || box.bottom > innerHeight) $('verdict').scrollIntoView(); // on a small screen it is below the form
+  await run.race(s);
+  const { audit, trouble } = player.state;
+  announce(audit ? verdict(audit) : trouble);
+}
+
+function reset() {
+  if (run.busy) return run.stop();
+  picture.marked = 0;
+  player.load([]);
+}
+
+function pauseOrGo() {
+  if (!run.busy) return race();
+  if (run.paused) run.go();
+  else run.pause();
+  draw();
+}
+
+// --- Choosing ----------------------------------------------------------------------------------------------------------
 
 function chosen() {
   const radio = /** @type {HTMLInputElement | null} */ (form.querySelector('input[name=strategy]:checked'));
   return strategies.find((s) => s.name === radio?.value);
 }
+
+/** @param {'guide' | 'race'} which */
+function mode(which) {
+  $('guide').hidden = which !== 'guide';
+  form.hidden = which !== 'race';
+  $('mode-guide').setAttribute('aria-pressed', String(which === 'guide'));
+  $('mode-race').setAttribute('aria-pressed', String(which === 'race'));
+}
+
+const numbers = ['stock', 'buyers', 'used', 'slow', 'seed'];
 
 /** Brings the form in line with itself and the address bar in line with the form, so that a race can be linked to. */
 function settle() {
@@ -143,9 +172,19 @@ function settle() {
     radio.checked = radio.value === fencing;
     radio.disabled = forced && radio.value === 'enforced';
   }
-  $('fencing-hint').textContent = hint;
-  if (strategy) {
-    const query = new URLSearchParams({ strategy: strategy.name, fencing: wantedFencing, stock: stock.value, buyers: buyers.value });
+  setText($('fencing-hint'), hint);
+  if (fleet.urls.length > 0) {
+    input('used').max = String(fleet.urls.length);
+    if (input('used').valueAsNumber > fleet.urls.length) input('used').value = String(fleet.urls.length);
+  }
+  if (strategies.length > 0 && demo === null) {
+    input('slow').disabled = true;
+    input('slow').value = '0';
+    setText($('slow-hint'), 'A slow step is for the demonstration: this service runs without it. Start it with FENCEPOST_DEMO=on.');
+  }
+  if (strategy && !form.hidden) {
+    const query = new URLSearchParams({ strategy: strategy.name, fencing: wantedFencing });
+    for (const name of numbers) query.set(name, input(name).value);
     history.replaceState(null, '', `?${query}`);
   }
   drawCurl();
@@ -153,161 +192,96 @@ function settle() {
 
 function readAddress() {
   const query = new URLSearchParams(location.search);
-  if (/^\d+$/.test(query.get('stock') ?? '')) stock.value = /** @type {string} */ (query.get('stock'));
-  if (/^\d+$/.test(query.get('buyers') ?? '')) buyers.value = /** @type {string} */ (query.get('buyers'));
+  for (const name of numbers) {
+    const value = query.get(name) ?? '';
+    if (/^\d+$/.test(value)) input(name).value = value;
+  }
   if (query.get('fencing') === 'off') wantedFencing = 'off';
+  if (query.size > 0) mode('race');
 }
 
-// --- Drawing ---------------------------------------------------------------------------------------------------------
+/** What stands behind the # of the address: a recording, or a step of a story. */
+async function readHash() {
+  const hash = new URLSearchParams(location.hash.slice(1));
+  const packed = hash.get('replay');
+  if (packed) {
+    try {
+      player.load(await unpack(packed));
+    } catch (cause) {
+      remark = cause instanceof Error ? cause.message : String(cause);
+      draw();
+    }
+  }
+  const story = hash.get('story');
+  if (story && stories.some((s) => s.id === story)) {
+    mode('guide');
+    await guide.open(story);
+    await guide.goTo(Number(hash.get('step') ?? 0));
+  }
+}
+
+// --- Drawing -----------------------------------------------------------------------------------------------------------
 
 let drawing = false;
 
-/** @param {import('./race.js').Event} event */
-function dispatch(event) {
-  race = reduce(race, event);
+/** Many events, one drawing per frame. */
+function draw() {
   if (drawing) return;
-  drawing = true; // many answers, one drawing per frame
+  drawing = true;
   requestAnimationFrame(() => {
     drawing = false;
-    draw();
+    const { state } = player;
+    picture.draw(state, live() ? Math.max(run.now, state.t) : state.t);
+    drawControls();
+    drawPlayer();
+    drawNotice();
+    if (state.phase === 'running') announceNowAndThen();
   });
 }
 
-/**
- * @param {string} tag
- * @param {Record<string, string>} attributes
- * @param {(Node | string)[]} children
- */
-function element(tag, attributes, ...children) {
-  const e = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) e.setAttribute(name, value);
-  e.append(...children);
-  return e;
+/** Whether time goes on in what is shown. */
+function live() {
+  return player.live && run.busy && player.state.sku === run.sku;
 }
 
-function draw() {
-  const busy = race.phase === 'preparing' || race.phase === 'running' || race.phase === 'counting';
-  start.disabled = busy || !chosen();
-  stop.disabled = race.phase !== 'running' || race.stopped;
-  drawVerdict();
-  drawNotice();
-  drawMeter();
-  drawBuyers();
-  drawNumbers();
-  drawTables();
-  if (race.phase === 'preparing') drawCurl();
+// A lease that runs out and a pause that lasts make no event while they do; and what is drawn rarely is drawn at last.
+setInterval(() => { if (live() && !document.hidden) draw(); }, 250);
+
+function drawControls() {
+  const usable = chosen() !== undefined && hindrance === '';
+  button('start').disabled = run.busy || !usable;
+  button('pause').disabled = !run.busy;
+  setText(button('pause'), run.paused ? 'Go on' : 'Pause');
+  button('step').disabled = !(run.busy && run.paused);
+  button('stop').disabled = player.events.length === 0 || run.stopped && run.busy;
+  setText(button('stop'), run.busy ? 'Stop' : 'Reset');
+  button('buy').disabled = !player.state.sku || player.state.sku !== run.sku || run.busy;
+  drawCurl();
 }
 
-function drawVerdict() {
-  const n = counts(race.buyers);
-  const asked = race.buyers.length - n.waiting;
-  const [tone, text, why] = {
-    idle: ['idle', 'No race has run yet.', 'Start without a lock first, then choose one.'],
-    preparing: ['busy', 'Creating the item …', ''],
-    running: ['busy', `${asked} of ${race.buyers.length} buyers have their answer.`, race.stopped ? 'Stopping: waiting for the requests on their way.' : ''],
-    counting: ['busy', 'PostgreSQL is counting …', ''],
-    done: [race.audit?.ok ? 'good' : 'bad', race.audit ? verdict(race.audit) : '', reasons(race)],
-    broken: ['broken', 'There is no verdict.', race.trouble],
-  }[race.phase];
-  $('verdict').dataset.tone = tone;
-  setText($('verdict-text'), text);
-  setText($('verdict-why'), why);
-  if (race.phase === 'running') announceNowAndThen(text);
+function drawPlayer() {
+  const { events, position } = player;
+  const none = events.length === 0;
+  button('play').disabled = button('share').disabled = button('save').disabled = none || run.busy;
+  setText(button('play'), player.playing ? 'Stop' : 'Replay');
+  const scrub = input('scrub');
+  scrub.disabled = none || run.busy;
+  scrub.max = String(events.length);
+  if (scrub.valueAsNumber !== position) scrub.value = String(position);
+  scrub.setAttribute('aria-valuetext', `event ${position} of ${events.length}, ${Math.round(player.state.t)} ms`);
+  setText($('play-text'), none ? 'Nothing is recorded yet.' : `Event ${position} of ${events.length}, at ${(player.state.t / 1000).toFixed(2)} s${player.live ? '' : ' (replay)'}.`);
 }
+
+let noticed = '';
 
 function drawNotice() {
-  const list = hindrance ? [hindrance] : [remark, ...troubles(race.buyers)].filter(Boolean);
+  const list = hindrance ? [hindrance] : [remark, ...troubles(player.state.buyers)].filter(Boolean);
   const shown = list.join('\n');
-  const notice = $('notice');
-  if (notice.dataset.shown === shown) return;
-  notice.dataset.shown = shown;
-  notice.hidden = list.length === 0;
+  if (noticed === shown) return;
+  noticed = shown;
+  $('notice').hidden = list.length === 0;
   $('again').hidden = !hindrance;
   $('troubles').replaceChildren(...list.map((text) => element('li', {}, text)));
-}
-
-/** Until the database has counted, the answers are what is known. */
-function drawMeter() {
-  const counted = race.audit !== null;
-  const limit = race.audit?.limit ?? race.stock;
-  const sold = race.audit ? race.audit.sold + race.audit.held : counts(race.buyers).sold;
-  const over = race.audit?.oversold ?? Math.max(0, sold - limit);
-  const scale = Math.max(limit, sold, 1);
-  $('meter-sold').style.width = `${(100 * Math.min(sold, limit)) / scale}%`;
-  $('meter-over').style.width = `${(100 * Math.max(0, sold - limit)) / scale}%`;
-  let text = 'Nothing sold yet.';
-  if (limit > 0) {
-    text = over > 0
-      ? `${sold} sold of ${limit} in stock: ${over} below zero`
-      : `${sold} sold of ${limit} in stock: ${limit - sold} left`;
-    text += counted ? ', by the database’s count.' : ', by the answers so far.';
-  }
-  const meter = $('meter');
-  meter.setAttribute('aria-valuemax', String(Math.max(limit, 1)));
-  meter.setAttribute('aria-valuenow', String(Math.min(sold, Math.max(limit, 1))));
-  meter.setAttribute('aria-valuetext', text);
-  setText($('meter-text'), text);
-}
-
-/** What is drawn now, so that only the dots that changed are touched. @type {(import('./race.js').Buyer | null)[]} */
-let drawn = [];
-
-function drawBuyers() {
-  const field = $('field');
-  if (field.children.length !== race.buyers.length) {
-    field.replaceChildren(...race.buyers.map(() => element('span', { class: 'dot' })));
-    drawn = race.buyers.map(() => null);
-  }
-  race.buyers.forEach((buyer, i) => {
-    if (drawn[i] === buyer) return;
-    drawn[i] = buyer;
-    const dot = /** @type {HTMLElement} */ (field.children[i]);
-    dot.dataset.state = buyer.state;
-    dot.title = [
-      `${buyer.name} at ${host(buyer.instance)}: ${buyer.answer?.code ?? 'waiting'}`,
-      buyer.answer ? `${Math.round(buyer.answer.ms)} ms` : '',
-      buyer.answer?.token ? `token ${buyer.answer.token}` : '',
-    ].filter(Boolean).join(', ');
-  });
-  const n = counts(race.buyers);
-  for (const [state, count] of Object.entries(n)) {
-    setText(/** @type {HTMLElement} */ (document.querySelector(`[data-count=${state}]`)), String(count));
-  }
-  field.setAttribute('aria-label', race.buyers.length === 0
-    ? 'No buyers yet'
-    : `${race.buyers.length} buyers: ${n.sold} sold, ${n.refused} refused, ${n.failed} failed, ${n.waiting} waiting`);
-}
-
-function drawNumbers() {
-  const t = times(race);
-  setText($('n-median'), milliseconds(t.median));
-  setText($('n-p99'), milliseconds(t.p99));
-  setText($('n-lock'), milliseconds(t.lock));
-  setText($('n-rate'), Number.isNaN(t.rate) ? '–' : String(Math.round(t.rate)));
-}
-
-/** @param {number} ms */
-function milliseconds(ms) {
-  return Number.isNaN(ms) ? '–' : `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
-}
-
-/** Lets a long code break behind an underscore. @param {string} code */
-function breakable(code) {
-  return code.split(/(?<=_)/).flatMap((part, i) => (i === 0 ? [part] : [document.createElement('wbr'), part]));
-}
-
-function drawTables() {
-  const rows = outcomes(race.buyers).map((o) => element('tr', {},
-    element('td', {}, element('div', { class: 'outcome' }, element('span', { 'class': 'dot', 'data-state': o.state }), element('code', {}, ...breakable(o.code)))),
-    element('td', { class: 'n' }, String(o.buyers)),
-    element('td', {}, o.code === 'created' ? 'One unit is held for the buyer.' : o.detail + (o.retryable ? ' May be tried again.' : ''))));
-  $('outcomes').replaceChildren(...(rows.length > 0 ? rows : [element('tr', {}, element('td', { colspan: '3' }, 'None yet.'))]));
-  const places = byInstance(race.buyers, instances).map((i) => element('tr', {},
-    element('td', {}, host(i.instance)),
-    element('td', { class: 'n' }, String(i.sold)),
-    element('td', { class: 'n' }, String(i.refused)),
-    element('td', { class: 'n' }, String(i.failed))));
-  $('instances').replaceChildren(...(places.length > 0 ? places : [element('tr', {}, element('td', { colspan: '4' }, 'None known.'))]));
 }
 
 function drawStrategies() {
@@ -316,42 +290,44 @@ function drawStrategies() {
   // Without a wish of the reader's the race that goes wrong comes first: it shows what the others are for.
   const first = chosen() ?? usable.find((s) => s.name === query) ?? usable.find((s) => s.name === 'none') ?? usable[0];
   const rows = strategies.map((s) => {
-    const input = element('input', { type: 'radio', name: 'strategy', value: s.name, id: `strategy-${s.name}`, 'aria-describedby': `about-${s.name}` });
-    /** @type {HTMLInputElement} */ (input).disabled = !s.available;
-    /** @type {HTMLInputElement} */ (input).checked = s === first;
+    const radio = element('input', { type: 'radio', name: 'strategy', value: s.name, id: `strategy-${s.name}`, 'aria-describedby': `about-${s.name}` });
+    /** @type {HTMLInputElement} */ (radio).disabled = !s.available;
+    /** @type {HTMLInputElement} */ (radio).checked = s === first;
     const about = s.available ? s.summary ?? '' : `Not available: ${s.problem ?? 'no reason given'}`;
     return element('div', { 'class': 'strategy', 'data-available': String(s.available) },
-      input,
-      element('label', { for: `strategy-${s.name}` }, s.name),
+      radio,
+      element('label', { for: `strategy-${s.name}` }, s.name, ' ', element('span', { class: 'kind' }, kindOf(s.name))),
       element('p', { class: 'hint', id: `about-${s.name}` }, about));
   });
   if (rows.length === 0) rows.push(element('p', { class: 'hint' }, hindrance ? 'The service did not say.' : 'The service offers none.'));
   $('strategies').replaceChildren(element('legend', {}, 'Lock'), ...rows);
 }
 
+/** What a reader must know to judge what he sees. */
+function drawHonest() {
+  const say = ['Every server that is used here is real; nothing is simulated but the slow step.'];
+  if (demo) say.push(`Build ${demo.version}. Leases last ${demo.lease_ttl_ms / 1000} s.`);
+  if (demo?.lab) {
+    const versions = new Set(demo.lab.servers.map((s) => `${s.name.replace(/-\d$/, '')} ${s.version || 'missing'}`));
+    say.push(`${demo.lab.machine}. ${[...versions].join(', ')}. PostgreSQL: ${demo.lab.storage}.`);
+  }
+  setText($('honest'), say.join(' '));
+}
+
 function drawCurl() {
-  const strategy = chosen();
-  const { fencing } = fencingFor(strategy, wantedFencing);
-  const sku = race.sku || 'chair';
+  const s = settings();
+  const sku = player.state.sku || 'chair';
   const auth = key.value ? " \\\n  -H 'Authorization: Bearer …'" : '';
   const json = " \\\n  -H 'Content-Type: application/json'";
-  const item = JSON.stringify({ sku, name: 'Prize', stock: Number(stock.value) || 1, lock: { strategy: strategy?.name ?? 'postgres', fencing } });
+  const item = JSON.stringify({ sku, name: 'Prize', stock: s.stock || 1, lock: { strategy: s.strategy || 'postgres', fencing: s.fencing } });
   setText($('curl'), [
     `curl -X POST ${location.origin}/v1/items${auth}${json} \\\n  -d '${item}'`,
-    `curl -i -X POST ${location.origin}/v1/items/${sku}/reservations${auth}${json} \\\n  -d '{"quantity":1,"customer_id":"buyer-1"}'`,
+    `curl -i -X POST ${location.origin}/v1/items/${sku}/reservations${auth}${json} \\\n  -d '{"quantity":1,"customer_id":"you"}'`,
     `curl '${location.origin}/v1/audit?resource=item/${sku}'${auth}`,
   ].join('\n'));
 }
 
-/**
- * @param {HTMLElement} e
- * @param {string} text
- */
-function setText(e, text) {
-  if (e.textContent !== text) e.textContent = text;
-}
-
-// --- Speaking --------------------------------------------------------------------------------------------------------
+// --- Speaking ----------------------------------------------------------------------------------------------------------
 
 let announcedAt = 0;
 
@@ -361,24 +337,16 @@ function announce(text) {
   $('status').textContent = text;
 }
 
-/** Progress is worth a sentence now and then; one for every sale would drown everything else a screen reader says.
- * @param {string} text */
-function announceNowAndThen(text) {
-  if (performance.now() - announcedAt > 3000) announce(text);
+/** Progress is worth a sentence now and then; one for every sale would drown everything else a screen reader says. */
+function announceNowAndThen() {
+  if (performance.now() - announcedAt < 3000) return;
+  const n = counts(player.state);
+  announce(`${n.sold} sold, ${n.waiting + n.asking + n.holding} have no answer yet.`);
 }
 
-// --- Beginning -------------------------------------------------------------------------------------------------------
+// --- Beginning ---------------------------------------------------------------------------------------------------------
 
-/** Storage can be forbidden; the page then forgets, and works. @param {() => void} work */
-function ifStorageAllows(work) {
-  try {
-    work();
-  } catch {
-    // nothing to do
-  }
-}
-
-const theme = /** @type {HTMLSelectElement} */ ($('theme'));
+const theme = select('theme');
 theme.addEventListener('change', () => {
   document.documentElement.dataset.theme = theme.value;
   ifStorageAllows(() => localStorage.setItem('theme', theme.value));
@@ -386,31 +354,132 @@ theme.addEventListener('change', () => {
 ifStorageAllows(() => {
   theme.value = localStorage.getItem('theme') ?? '';
   document.documentElement.dataset.theme = theme.value;
+  input('shortcuts').checked = localStorage.getItem('shortcuts') !== 'off';
   key.value = sessionStorage.getItem('key') ?? '';
+});
+input('shortcuts').addEventListener('change', () => {
+  ifStorageAllows(() => localStorage.setItem('shortcuts', input('shortcuts').checked ? 'on' : 'off'));
 });
 
 key.addEventListener('change', () => {
   ifStorageAllows(() => sessionStorage.setItem('key', key.value));
-  if (strategies.length === 0) discover();
+  discover();
 });
 form.addEventListener('input', (event) => {
-  const input = /** @type {HTMLInputElement} */ (event.target);
-  if (input.name === 'fencing') wantedFencing = input.value === 'off' ? 'off' : 'enforced';
+  const target = /** @type {HTMLInputElement} */ (event.target);
+  if (target.name === 'fencing') wantedFencing = target.value === 'off' ? 'off' : 'enforced';
+  if (target.id === 'pace') run.pace = Number(target.value);
   settle();
 });
 form.addEventListener('submit', (event) => {
   event.preventDefault();
-  if (!start.disabled) run();
+  if (!button('start').disabled) race();
 });
 form.addEventListener('click', (event) => {
   const preset = /** @type {HTMLElement} */ (event.target).closest('button')?.dataset;
   if (!preset?.stock || !preset.buyers) return;
-  stock.value = preset.stock;
-  buyers.value = preset.buyers;
+  input('stock').value = preset.stock;
+  input('buyers').value = preset.buyers;
+  input('slow').value = demo ? preset.slow ?? '0' : '0';
   settle();
 });
-stop.addEventListener('click', () => dispatch({ type: 'stop' }));
-$('again').addEventListener('click', discover);
+button('pause').addEventListener('click', pauseOrGo);
+button('step').addEventListener('click', () => run.step());
+button('stop').addEventListener('click', reset);
+button('again').addEventListener('click', discover);
+button('mode-guide').addEventListener('click', () => mode('guide'));
+button('mode-race').addEventListener('click', () => { mode('race'); settle(); });
+
+button('play').addEventListener('click', () => (player.playing ? player.pause() : player.play()));
+button('play-on').addEventListener('click', () => player.step(1));
+button('play-back').addEventListener('click', () => player.step(-1));
+select('speed').addEventListener('change', () => { player.speed = Number(select('speed').value); });
+input('scrub').addEventListener('input', () => {
+  const to = input('scrub').valueAsNumber;
+  player.pause();
+  player.settle();
+  player.seek(to);
+});
+button('save').addEventListener('click', () => {
+  player.settle();
+  download(`fencepost-${player.state.sku}.json`, 'application/json', toText(player.events));
+});
+button('share').addEventListener('click', async () => {
+  player.settle();
+  const url = `${location.origin}/#replay=${await pack(player.events)}`;
+  if (url.length > longestLink) return setText($('share-text'), 'This race is too long for a link. Save it as a file instead.');
+  await copy(url, $('share-text'), `Copied: a link of ${url.length} characters. It holds the whole race, and needs no server but one that shows this page.`);
+});
+input('load').addEventListener('change', async () => {
+  const file = input('load').files?.[0];
+  if (!file) return;
+  try {
+    player.load(fromText(await file.text()));
+    setText($('share-text'), `${file.name} is shown.`);
+  } catch (cause) {
+    setText($('share-text'), cause instanceof Error ? cause.message : String(cause));
+  }
+  input('load').value = '';
+});
+button('copy').addEventListener('click', () => copy($('curl').textContent ?? '', $('buy-text'), 'The curl lines are copied.'));
+button('buy').addEventListener('click', async () => {
+  const answer = await run.buyer(fleet.base, 'you');
+  setText($('buy-text'), `${answer.status} ${answer.code}${answer.token ? `, token ${answer.token}` : ''}. ${answer.detail}`);
+  try {
+    await run.count();
+  } catch (cause) {
+    run.fail(cause);
+  }
+});
+
+/**
+ * @param {string} text
+ * @param {HTMLElement} where
+ * @param {string} done
+ */
+async function copy(text, where, done) {
+  try {
+    await navigator.clipboard.writeText(text);
+    setText(where, done);
+  } catch { // forbidden, or not a secure context
+    setText(where, `The browser does not let the page copy. Copy this: ${text}`);
+  }
+}
+
+$('log').addEventListener('click', (event) => {
+  const row = /** @type {HTMLElement} */ (event.target).closest('tr');
+  if (row?.dataset.entry) picture.mark(player.state, player.state.t, Number(row.dataset.entry));
+});
+input('log-filter').addEventListener('input', draw);
+
+document.addEventListener('keydown', (event) => {
+  const target = /** @type {HTMLElement} */ (event.target);
+  if (!input('shortcuts').checked || event.ctrlKey || event.altKey || event.metaKey) return;
+  if (target.closest('input, select, textarea, summary, [role=region]')) return;
+  const onButton = target.closest('button, a') !== null;
+  /** @type {Record<string, () => unknown>} */
+  const keys = {
+    'ArrowRight': () => ($('guide').hidden ? player.step(1) : guide.next()),
+    'ArrowLeft': () => ($('guide').hidden ? player.step(-1) : guide.back()),
+    '.': () => player.step(1),
+    ',': () => player.step(-1),
+    'r': reset,
+  };
+  if (!onButton) keys[' '] = () => ($('guide').hidden ? pauseOrGo() : player.playing ? player.pause() : player.play());
+  const act = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  if (!act || (event.key === ' ' && player.events.length === 0 && !$('guide').hidden)) return;
+  event.preventDefault();
+  act();
+});
+
+// In a tab that nobody sees the streams are given back: all tabs of a browser share six connections to a server.
+document.addEventListener('visibilitychange', () => {
+  if (document.hidden && !run.busy) fleet.rest();
+  else if (!document.hidden && fleet.urls.length > 0) fleet.follow(fleet.urls, key.value);
+});
+addEventListener('hashchange', readHash);
+new ResizeObserver(draw).observe($('lanes'));
 
 readAddress();
-discover();
+await discover();
+await readHash();

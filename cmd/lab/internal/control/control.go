@@ -112,10 +112,13 @@ type target struct {
 	Server   string `json:"server"`
 	Resource string `json:"resource"`
 	Message  string `json:"message"`
+
+	// at is when it was done. What a fault causes can be told of before its answer.
+	at time.Time
 }
 
 // faults are what can be done. Each answers in words, of which the reader sees all.
-var faults = map[string]func(*Control, context.Context, target) (string, error){
+var faults = map[string]func(*Control, context.Context, *target) (string, error){
 	"hold": (*Control).hold, "pause": (*Control).pause, "resume": (*Control).resume,
 	"kill": (*Control).kill, "start": (*Control).start,
 	"flush": (*Control).flush, "stop-server": (*Control).stopServer, "start-server": (*Control).startServer,
@@ -144,12 +147,13 @@ func (c *Control) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer c.doing.Unlock()
 	ctx, cancel := context.WithTimeout(r.Context(), patience)
 	defer cancel()
-	did, err := fault(c, ctx, t)
+	t.at = time.Now()
+	did, err := fault(c, ctx, &t)
 	if err != nil {
 		answer(w, http.StatusConflict, problem("not_possible", err.Error()))
 		return
 	}
-	answer(w, http.StatusOK, map[string]any{"at": time.Now().UTC(), "did": did})
+	answer(w, http.StatusOK, map[string]any{"at": t.at.UTC(), "did": did})
 }
 
 func problem(code, detail string) map[string]any {
@@ -201,7 +205,7 @@ func (c *Control) state() any {
 }
 
 // instance finds an instance whose state is one of those that the fault can be done in.
-func (c *Control) instance(t target, states ...string) (*instances.Instance, int, error) {
+func (c *Control) instance(t *target, states ...string) (*instances.Instance, int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	i := t.Instance - 1
@@ -242,7 +246,7 @@ func (c *Control) server(name string) (*servers.Server, error) {
 }
 
 // hold has the next message of that kind about the resource, which the instance sends to PostgreSQL, stay on its way.
-func (c *Control) hold(_ context.Context, t target) (string, error) {
+func (c *Control) hold(_ context.Context, t *target) (string, error) {
 	_, i, err := c.instance(t, running, paused, killed)
 	if err != nil {
 		return "", err
@@ -257,7 +261,7 @@ func (c *Control) hold(_ context.Context, t target) (string, error) {
 }
 
 // pause stops the process of an instance: when the message is on its way that was asked to be held back, if one was.
-func (c *Control) pause(ctx context.Context, t target) (string, error) {
+func (c *Control) pause(ctx context.Context, t *target) (string, error) {
 	instance, i, err := c.instance(t, running)
 	if err != nil {
 		return "", err
@@ -266,6 +270,7 @@ func (c *Control) pause(ctx context.Context, t target) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	t.at = time.Now()
 	if err := instance.Pause(); err != nil {
 		return "", err
 	}
@@ -283,7 +288,7 @@ func (c *Control) pause(ctx context.Context, t target) (string, error) {
 }
 
 // resume lets the message go that was held back, and then has the process go on, when it can find PostgreSQL's answer.
-func (c *Control) resume(ctx context.Context, t target) (string, error) {
+func (c *Control) resume(ctx context.Context, t *target) (string, error) {
 	instance, i, err := c.instance(t, paused)
 	if err != nil {
 		return "", err
@@ -300,7 +305,7 @@ func (c *Control) resume(ctx context.Context, t target) (string, error) {
 	return did, nil
 }
 
-func (c *Control) kill(ctx context.Context, t target) (string, error) {
+func (c *Control) kill(ctx context.Context, t *target) (string, error) {
 	instance, i, err := c.instance(t, running, paused)
 	if err != nil {
 		return "", err
@@ -314,7 +319,7 @@ func (c *Control) kill(ctx context.Context, t target) (string, error) {
 	return fmt.Sprintf("sent SIGKILL to instance %d, process %d", t.Instance, pid), nil
 }
 
-func (c *Control) start(ctx context.Context, t target) (string, error) {
+func (c *Control) start(ctx context.Context, t *target) (string, error) {
 	instance, i, err := c.instance(t, killed)
 	if err != nil {
 		return "", err
@@ -326,7 +331,7 @@ func (c *Control) start(ctx context.Context, t target) (string, error) {
 	return fmt.Sprintf("started instance %d again, as process %d", t.Instance, instance.PID()), nil
 }
 
-func (c *Control) flush(ctx context.Context, t target) (string, error) {
+func (c *Control) flush(ctx context.Context, t *target) (string, error) {
 	s, err := c.server(t.Server)
 	if err != nil {
 		return "", err
@@ -343,7 +348,7 @@ func (c *Control) flush(ctx context.Context, t target) (string, error) {
 }
 
 // stopServer does not touch PostgreSQL: without the judge there is nothing to see.
-func (c *Control) stopServer(_ context.Context, t target) (string, error) {
+func (c *Control) stopServer(_ context.Context, t *target) (string, error) {
 	s, err := c.server(t.Server)
 	if err != nil {
 		return "", err
@@ -358,7 +363,7 @@ func (c *Control) stopServer(_ context.Context, t target) (string, error) {
 	return fmt.Sprintf("sent SIGKILL to %s, process %d", t.Server, pid), nil
 }
 
-func (c *Control) startServer(ctx context.Context, t target) (string, error) {
+func (c *Control) startServer(ctx context.Context, t *target) (string, error) {
 	s, err := c.server(t.Server)
 	if err != nil {
 		return "", err
@@ -369,7 +374,7 @@ func (c *Control) startServer(ctx context.Context, t target) (string, error) {
 	return fmt.Sprintf("started %s again, as process %d", t.Server, s.PID()), nil
 }
 
-func (c *Control) cut(_ context.Context, t target) (string, error) {
+func (c *Control) cut(_ context.Context, t *target) (string, error) {
 	_, i, err := c.instance(t, running, paused, killed)
 	if err != nil {
 		return "", err
@@ -381,7 +386,7 @@ func (c *Control) cut(_ context.Context, t target) (string, error) {
 	return fmt.Sprintf("closed every connection of instance %d to ZooKeeper, and let no new one through", t.Instance), nil
 }
 
-func (c *Control) mend(_ context.Context, t target) (string, error) {
+func (c *Control) mend(_ context.Context, t *target) (string, error) {
 	_, i, err := c.instance(t, running, paused, killed)
 	if err != nil {
 		return "", err
