@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -72,12 +73,21 @@ func TestDocs(t *testing.T) {
 	p.clean(url)
 }
 
+// buildProduct builds the program once, beside what the browser keeps.
+var buildProduct = sync.OnceValues(func() (string, error) {
+	binary := filepath.Join(profile, "fencepost")
+	output, err := exec.Command("go", "build", "-o", binary, "fencepost/cmd/fencepost").CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, output)
+	}
+	return binary, err
+})
+
 // serve runs instances of the program until the test ends, and returns their addresses.
 func serve(t *testing.T, database postgrestest.Database, n int) []string {
 	t.Helper()
-	binary := filepath.Join(t.TempDir(), "fencepost")
-	output, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "fencepost/cmd/fencepost").CombinedOutput()
-	require.NoError(t, err, "%s", output)
+	binary, err := buildProduct()
+	require.NoError(t, err)
 	addresses, urls := make([]string, n), make([]string, n)
 	for i := range addresses {
 		listener, err := net.Listen("tcp", "127.0.0.1:0")

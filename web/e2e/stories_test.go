@@ -164,7 +164,7 @@ func TestFaultButtons(t *testing.T) {
 	p.wait(`document.querySelector('#link-text').innerText === 'live, 3 instances'`)
 
 	press("pause")
-	p.wait(fmt.Sprintf(`document.querySelector('[data-state-of="%s"]').innerText === 'paused'`, urls[2]))
+	p.wait(fmt.Sprintf(`document.querySelector('[data-state-of="%s"]').innerText === 'C · paused'`, urls[2]))
 	client := http.Client{Timeout: 300 * time.Millisecond}
 	_, err = client.Get(urls[2] + "/healthz")
 	require.Error(t, err, "nobody answers")

@@ -46,13 +46,13 @@ export class Faults {
     const why = noLab(this.demo);
     const focused = document.activeElement?.getAttribute('data-fault');
     const rows = fleet.members.flatMap((m, i) => [element('tr', { 'data-instance': m.url },
-      element('td', {}, `${String.fromCharCode(65 + i)} · ${host(m.url)}`),
+      element('td', {}, host(m.url)),
       element('td', { 'class': 'n', 'data-n': 'sold' }, '0'),
       element('td', { 'class': 'n', 'data-n': 'refused' }, '0'),
       element('td', { 'class': 'n', 'data-n': 'failed' }, '0')),
     element('tr', { class: 'under' },
       element('td', { colspan: '4' }, element('div', { class: 'presets' },
-        element('span', { 'class': 'state', 'data-state-of': m.url }, m.fault !== 'running' ? m.fault : { live: 'live', connecting: 'connecting', gone: 'gone', none: 'no events' }[m.link]),
+        element('span', { 'class': 'state', 'data-state-of': m.url }, `${String.fromCharCode(65 + i)} · ${m.fault !== 'running' ? m.fault : { live: 'live', connecting: 'connecting', gone: 'gone', none: 'no events' }[m.link]}`),
         ...this.#instanceButtons(m, why)))),
     ]);
     $('instances').replaceChildren(...(rows.length > 0 ? rows : [element('tr', {}, element('td', { colspan: '4' }, 'None known.'))]));

@@ -92,13 +92,15 @@ export class Guide {
     const { run, player, fleet } = this.page;
     const newest = this.#seen.at(-1);
     if (newest) player.load(newest.events); // the story goes on where it has stopped, whatever is shown
-    this.#stage ??= new Stage(run, fleet.urls);
+    const first = this.#stage === null;
+    const stage = this.#stage ??= new Stage(run, fleet.urls);
     this.step++;
     this.acting = true;
     this.#trouble('');
     this.draw();
     try {
-      await this.story.steps[this.step - 1].act?.(this.#stage);
+      if (first) await stage.ready();
+      await this.story.steps[this.step - 1].act?.(stage);
       player.settle();
       this.#seen.push({ events: player.events, position: player.events.length });
       const { audit } = player.state;

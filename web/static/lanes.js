@@ -168,7 +168,7 @@ export function lanes(state, { now, width, marked, choose }) {
       ? svg('line', { x1: at, y1: head, x2: at, y2: end - 6, class: 'rail' })
       : svg('line', { x1: head, y1: at, x2: width - 6, y2: at, class: 'rail' }));
     if (down) {
-      const words = c.title.split(' ');
+      const words = c.title.split(/ |(?<=Postgre)|(?<=Zoo)/); // a column is narrow
       const title = svg('text', { x: at, y: 14, class: 'lane-title', 'text-anchor': 'middle' });
       words.forEach((word, k) => title.append(svg('tspan', { x: at, dy: k === 0 ? 0 : 14 }, word)));
       root.append(title);
@@ -205,7 +205,7 @@ export function lanes(state, { now, width, marked, choose }) {
         root.append(svg('line', down
           ? { x1: across(lock) - 14, y1: to, x2: across(lock) + 14, y2: to, class: 'ended' }
           : { x1: to, y1: across(lock) - 14, x2: to, y2: across(lock) + 14, class: 'ended' }));
-        root.append(label(to + (down ? -4 : 0), across(lock) + (down ? 0 : -18), 'ends', 'small', { 'text-anchor': 'middle' }));
+        root.append(label(to + (down ? 4 : 0), across(lock) + (down ? 17 : -18), 'ends', 'small', { 'text-anchor': down ? 'start' : 'middle' }));
       }
     }
   }
@@ -218,7 +218,7 @@ export function lanes(state, { now, width, marked, choose }) {
       bar(from, to, across(i), 30, { class: 'pause-back' }),
       bar(from, to, across(i), 30, { class: 'pause', fill: 'url(#hatch)' }),
     );
-    if (to - from > 50) root.append(label((from + to) / 2, across(i) + (down ? 0 : -20), 'paused', 'small strong', { 'text-anchor': 'middle' }));
+    if (to - from > 50) root.append(label((from + to) / 2, across(i) + (down ? 0 : -20), 'paused', 'tag strong', { 'text-anchor': 'middle' }));
   }
 
   for (const e of entries) {
@@ -248,11 +248,11 @@ export function lanes(state, { now, width, marked, choose }) {
         : svg('text', { x: Math.min(a, width - 40), y: 12, class: 'tag', 'text-anchor': 'middle' }, parts.text));
     } else {
       group.append(...arrow(a, c0, c1, parts.crossed, down));
-      const middle = parts.near ? c1 + Math.sign(c0 - c1) * (down ? Math.abs(c0 - c1) / 2 : 22) : (c0 + c1) / 2;
+      const middle = parts.near ? c1 + Math.sign(c0 - c1) * 22 : (c0 + c1) / 2;
       parts.text.split('\n').forEach((text, k, lines) => {
         const over = down ? -5 - 13 * (lines.length - 1 - k) : 0;
         group.append(down
-          ? label(a + over, (c0 + c1) / 2, text, 'tag', { 'text-anchor': 'middle' })
+          ? label(a + over, parts.near ? c1 + Math.sign(c0 - c1) * 24 : (c0 + c1) / 2, text, 'tag', { 'text-anchor': 'middle' })
           : label(a + 6, (parts.crossed ? across(judge) + 22 : middle) + 4 + 13 * k, text, 'tag', parts.crossed ? { 'text-anchor': 'middle', x: a } : {}));
       });
     }

@@ -257,6 +257,12 @@ export class Run {
     return String(done.did);
   }
 
+  /** Asks the laboratory how the instances are: somebody else may have paused one, or ended a pause. */
+  async look() {
+    const demo = await must('GET', `${this.page.fleet.base}/demo`, this.page.key());
+    if (demo.lab) this.page.fleet.learn(demo.lab.instances);
+  }
+
   /**
    * Puts another strategy in charge of the item, while it is raced for.
    * @param {string} strategy

@@ -97,13 +97,20 @@ export class Stage {
     await this.run.count();
   }
 
+  /** Has every instance run, whatever somebody has done to it before. */
+  async ready() {
+    await this.run.look();
+    for (const m of this.run.page.fleet.members) {
+      if (m.fault === 'paused') await this.run.fault('resume', { instance: m.url });
+      if (m.fault === 'killed') await this.run.fault('start', { instance: m.url });
+    }
+  }
+
   /** Puts right what the story may have left broken when it was broken off. */
   async tidy() {
     this.run.stopped = true;
     this.run.go();
-    for (const m of this.run.page.fleet.members) {
-      if (m.fault === 'paused') await this.run.fault('resume', { instance: m.url });
-    }
+    await this.ready();
     await Promise.allSettled(this.under);
     this.under = [];
   }
