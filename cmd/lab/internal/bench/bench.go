@@ -20,6 +20,7 @@ import (
 
 	"fencepost/cmd/lab/internal/databases"
 	"fencepost/cmd/lab/internal/instances"
+	"fencepost/cmd/lab/internal/report"
 	"fencepost/cmd/lab/internal/servers"
 )
 
@@ -165,7 +166,7 @@ func (r *run) grow(ctx context.Context, n int) error {
 		return err
 	}
 	err = d.load(ctx, n, func(loaded int) {
-		r.Progress(fmt.Sprintf("%s of %s reservations stored", number(float64(loaded)), number(float64(n))))
+		r.Progress(fmt.Sprintf("%s of %s reservations stored", report.Number(float64(loaded)), report.Number(float64(n))))
 	})
 	if err != nil {
 		return err

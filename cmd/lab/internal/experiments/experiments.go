@@ -10,6 +10,7 @@ package experiments
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -26,7 +27,14 @@ var All = []Experiment{
 	noLock,
 	localTwoServers,
 	rowLock,
+	deadlock,
+	poolExhaustion,
+	redisExpiry,
+	counterLoss,
+	redlockMajority,
+	redlockClock,
 	pausedHolder,
+	lateWrite,
 }
 
 // Find returns the experiment of this name.
@@ -47,16 +55,15 @@ type Result struct {
 	Claim   string `json:"claim"`
 	Control string `json:"control,omitempty"`
 	// OK: all that had to be seen was seen, of the claim and of its control.
-	OK       bool       `json:"ok"`
-	Error    string     `json:"error,omitempty"` // why there is no verdict
-	Findings []Finding  `json:"findings"`
-	Header   []string   `json:"header,omitempty"` // of the rows
-	Rows     [][]string `json:"rows,omitempty"`
-	Events   []Event    `json:"timeline,omitempty"`
-	Spans    []Span     `json:"spans,omitempty"`
-	Bars     []Bar      `json:"bars,omitempty"`
-	BarUnit  string     `json:"bar_unit,omitempty"`
-	Seconds  float64    `json:"seconds"`
+	OK        bool        `json:"ok"`
+	Error     string      `json:"error,omitempty"` // why there is no verdict
+	Findings  []Finding   `json:"findings"`
+	Header    []string    `json:"header,omitempty"` // of the rows
+	Rows      [][]string  `json:"rows,omitempty"`
+	Timelines []*Timeline `json:"timelines,omitempty"`
+	Bars      []Bar       `json:"bars,omitempty"`
+	BarUnit   string      `json:"bar_unit,omitempty"`
+	Seconds   float64     `json:"seconds"`
 }
 
 // Finding is something that had to be seen, and what was seen.
@@ -76,9 +83,19 @@ const (
 	Control Part = "control"
 )
 
-// Event is a moment in the picture of an experiment.
+// Timeline is what happened when, and who believed what meanwhile.
+type Timeline struct {
+	Title  string  `json:"title"`
+	Events []Event `json:"events"`
+	Spans  []Span  `json:"spans,omitempty"`
+
+	began time.Time
+	mu    sync.Mutex
+}
+
+// Event is a moment of a timeline.
 type Event struct {
-	Milliseconds float64 `json:"ms"`
+	Milliseconds float64 `json:"ms"` // since the experiment began
 	Who          string  `json:"who"`
 	What         string  `json:"what"`
 	Kind         Kind    `json:"kind"`
@@ -98,10 +115,9 @@ const (
 
 // Span is the time in which somebody believes to have a lock.
 type Span struct {
-	From  float64 `json:"from_ms"`
-	To    float64 `json:"to_ms"`
-	Who   string  `json:"who"`
-	Label string  `json:"label"`
+	From float64 `json:"from_ms"`
+	To   float64 `json:"to_ms"`
+	Who  string  `json:"who"`
 }
 
 // Bar is one of several measured values.

@@ -1,4 +1,4 @@
-package experiments_test
+package experiments
 
 import (
 	"context"
@@ -7,7 +7,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"fencepost/cmd/lab/internal/experiments"
 	"fencepost/cmd/lab/internal/servers"
 )
 
@@ -23,9 +22,9 @@ func TestExperiments(t *testing.T) {
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, lab.Close()) })
-	_, err = experiments.Perform(t.Context(), lab, experiments.Options{
-		Experiments: experiments.All, Short: true, Progress: func(string) {},
-		Done: func(r experiments.Result) {
+	_, err = Perform(t.Context(), lab, Options{
+		Experiments: All, Short: true, Progress: func(string) {},
+		Done: func(r Result) {
 			t.Logf("%s: %s, %.1f s", r.Name, r.Verdict(), r.Seconds)
 			assert.Empty(t, r.Error, r.Name)
 			for _, f := range r.Findings {

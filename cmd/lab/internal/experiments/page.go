@@ -98,8 +98,9 @@ func (r Result) Table() *report.Table {
 	return &report.Table{Header: r.Header, Rows: r.Rows}
 }
 
-// picture is what happened when: a lane for everybody who took part.
+// picture is a timeline as it is drawn: a lane for everybody who took part.
 type picture struct {
+	Title  string
 	Lanes  []*lane
 	Events []mark
 }
@@ -113,7 +114,6 @@ type lane struct {
 // stretch is a part of a lane, in percent of its length.
 type stretch struct {
 	From, Width float64
-	Label       string
 }
 
 // mark is an event with its number, and its place in percent of its lane's length.
@@ -126,6 +126,7 @@ type mark struct {
 // Time is in seconds since the first event.
 func (m mark) Time() string { return fmt.Sprintf("%.3f s", m.Milliseconds/1000) }
 
+// Color says at a glance what the event means.
 func (e Event) Color() report.Color {
 	switch e.Kind {
 	case Fault:
@@ -143,19 +144,19 @@ func (e Event) Color() report.Color {
 // closest is how near two marks of a lane may come, in percent: on a narrow screen they would cover each other.
 const closest = 8
 
-// Picture is nil if there is none.
-func (r Result) Picture() *picture {
-	if len(r.Events) == 0 {
+// Picture is for the template.
+func (t *Timeline) Picture() *picture {
+	if len(t.Events) == 0 {
 		return nil
 	}
-	events := slices.Clone(r.Events)
+	events := slices.Clone(t.Events)
 	slices.SortStableFunc(events, func(a, b Event) int { return int(math.Copysign(1, a.Milliseconds-b.Milliseconds)) })
 	begin, end := events[0].Milliseconds, events[len(events)-1].Milliseconds
-	for _, s := range r.Spans {
+	for _, s := range t.Spans {
 		begin, end = min(begin, s.From), max(end, s.To)
 	}
 	percent := func(ms float64) float64 { return math.Round(1000*ms/max(end-begin, 1)) / 10 }
-	p := &picture{}
+	p := &picture{Title: t.Title}
 	lanes := map[string]*lane{}
 	for i, e := range events {
 		l := lanes[e.Who]
@@ -172,9 +173,9 @@ func (r Result) Picture() *picture {
 	for _, l := range p.Lanes {
 		l.spread()
 	}
-	for _, s := range r.Spans {
+	for _, s := range t.Spans {
 		if l := lanes[s.Who]; l != nil {
-			l.Spans = append(l.Spans, stretch{percent(s.From - begin), percent(s.To - s.From), s.Label})
+			l.Spans = append(l.Spans, stretch{percent(s.From - begin), percent(s.To - s.From)})
 		}
 	}
 	return p

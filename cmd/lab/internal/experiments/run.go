@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
 
 	"fencepost/cmd/lab/internal/databases"
 	"fencepost/cmd/lab/internal/instances"
@@ -71,6 +72,7 @@ type Run struct {
 	began    time.Time
 	say      func(text string)
 	endings  []func(context.Context) error
+	down     []string // servers that were killed
 }
 
 // patience bounds every wait. It is never waited for when all is well.
@@ -168,6 +170,12 @@ func (s sale) made() bool { return s.Status == http.StatusCreated }
 
 // token is epoch and token of the grant under which the service has acted.
 func (s sale) token() string { return s.Header.Get("Fencepost-Token") }
+
+// epoch is that of the token.
+func (s sale) epoch() string {
+	epoch, _, _ := strings.Cut(s.token(), ".")
+	return epoch
+}
 
 // held is how long the service was in the section, by its own word.
 func (s sale) held() time.Duration {
@@ -295,6 +303,30 @@ func (r *Run) redis(s *servers.Server) *redis.Client {
 	return client
 }
 
+// kill kills servers of the laboratory. They are started again when the run is over, unless it does so itself.
+func (r *Run) kill(names ...string) error {
+	for _, name := range names {
+		if err := r.lab.Server(name).Kill(); err != nil {
+			return err
+		}
+		r.down = append(r.down, name)
+		r.atEnd(r.restart)
+	}
+	return nil
+}
+
+// restart starts the servers that were killed, side by side: some are not ready without others.
+func (r *Run) restart(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	var group errgroup.Group
+	for _, name := range r.down {
+		group.Go(func() error { return r.lab.Server(name).Start(ctx) })
+	}
+	r.down = nil
+	return group.Wait()
+}
+
 // claims and controls note what was to be seen, and what was seen.
 func (r *Run) claims(ok bool, want, saw string, args ...any) { r.find(Claim, ok, want, saw, args...) }
 
@@ -314,17 +346,26 @@ func (r *Run) row(cells ...any) {
 	r.Rows = append(r.Rows, row)
 }
 
-// at notes a moment for the picture.
-func (r *Run) at(when time.Time, kind Kind, who, what string, args ...any) {
-	r.Events = append(r.Events, Event{r.since(when), who, fmt.Sprintf(what, args...), kind})
+// timeline begins a picture of what happens when.
+func (r *Run) timeline(title string, args ...any) *Timeline {
+	t := &Timeline{Title: fmt.Sprintf(title, args...), began: r.began}
+	r.Timelines = append(r.Timelines, t)
+	return t
 }
 
-// span notes for the picture how long somebody has believed in a lock.
-func (r *Run) span(from, to time.Time, who, label string) {
-	r.Spans = append(r.Spans, Span{r.since(from), r.since(to), who, label})
+func (t *Timeline) at(when time.Time, kind Kind, who, what string, args ...any) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.Events = append(t.Events, Event{t.since(when), who, fmt.Sprintf(what, args...), kind})
 }
 
-func (r *Run) since(t time.Time) float64 { return float64(t.Sub(r.began).Microseconds()) / 1000 }
+func (t *Timeline) span(from, to time.Time, who string) {
+	t.Spans = append(t.Spans, Span{t.since(from), t.since(to), who})
+}
+
+func (t *Timeline) since(when time.Time) float64 {
+	return float64(when.Sub(t.began).Microseconds()) / 1000
+}
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }
 

@@ -103,17 +103,11 @@ func (w *wire) letAllGo() {
 	}
 }
 
-// The fence's own SQLSTATEs.
-const (
-	staleToken = "FP001"
-	superseded = "FP002"
-)
-
-// refusal waits until PostgreSQL has answered with this SQLSTATE.
-func (w *wire) refusal(ctx context.Context, sqlState string) (at time.Time, err error) {
+// refusal waits until the fence has refused something: its SQLSTATEs are of a class of their own.
+func (w *wire) refusal(ctx context.Context) (at time.Time, err error) {
 	for {
-		refused, err := await(ctx, "PostgreSQL's answer "+sqlState, w.refused)
-		if err != nil || refused.sqlState == sqlState {
+		refused, err := await(ctx, "a refusal by the fence", w.refused)
+		if err != nil || strings.HasPrefix(refused.sqlState, "FP") {
 			return refused.at, err
 		}
 	}
