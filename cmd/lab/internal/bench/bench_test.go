@@ -80,7 +80,7 @@ func TestWrongAnswersFail(t *testing.T) {
 		wrong(c.Ours(), skus, sample.created-1, 0)
 		wrong(c.Ours(), skus, sample.created-2, 1)
 		for _, statement := range falsify {
-			require.NoError(t, d.exec(ctx, statement))
+			require.NoError(t, d.Exec(ctx, statement))
 		}
 		wrong(c.Ours(), skus, sample.created, 0)
 	}

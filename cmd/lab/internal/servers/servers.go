@@ -204,6 +204,16 @@ func (l *Lab) Env() []string {
 	return append(env, "FENCEPOST_AUTH=off")
 }
 
+// Variable is the value of one of these variables; empty if it has none.
+func (l *Lab) Variable(name string) string {
+	for _, variable := range l.Env() {
+		if value, found := strings.CutPrefix(variable, name+"="); found {
+			return value
+		}
+	}
+	return ""
+}
+
 // Table prints what was chosen for each server.
 func (l *Lab) Table(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
