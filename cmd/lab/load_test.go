@@ -100,8 +100,6 @@ func TestLoadWithoutAVerdict(t *testing.T) {
 }
 
 func TestLoadFlags(t *testing.T) {
-	c, err := parse(t)
-	require.NoError(t, err)
 	for _, test := range []struct {
 		args             []string
 		requests, buyers int
@@ -115,7 +113,7 @@ func TestLoadFlags(t *testing.T) {
 		{[]string{"--rate=10.5"}, 256, 256, time.Minute, "one for each buyer"},
 		{[]string{"--rate=10", "--buyers=3"}, 200, 3, time.Minute, "twice the stock"},
 	} {
-		c, err = parse(t, test.args...)
+		c, err := parse(t, test.args...)
 		require.NoError(t, err)
 		o, err := c.options([]string{"http://a", "http://b"})
 		require.NoError(t, err)

@@ -164,7 +164,8 @@ func (r *race) notes(result Report) (notes []string) {
 	note := func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }
 	for _, instance := range result.Instances {
 		if instance.Gone != "" {
-			note("%s does not answer any more (%s): no answer to %s", instance.URL, instance.Gone, report.Plural(instance.Outcomes[noAnswer], "attempt"))
+			note("%s does not answer any more (%s): no answer to %s, and %d sent again to the next", instance.URL, instance.Gone,
+				report.Plural(instance.Outcomes[noAnswer], "attempt"), instance.Retried)
 		}
 	}
 	if result.Unsent > 0 {
