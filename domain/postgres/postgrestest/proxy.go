@@ -19,8 +19,10 @@ type Proxy struct {
 	// URL is that of the database, by way of the proxy.
 	URL      string
 	listener net.Listener
-	server   string
 	judge    func(*Proxy, Request) Verdict
+
+	mu     sync.Mutex
+	routes []string // addresses of servers: where the next sessions take place, and last all that follow
 }
 
 // Request is one message of a client.
@@ -36,9 +38,10 @@ const (
 	Pass       Verdict = iota // on to the server
 	HangUp                    // it does not reach the server: the connection is cut
 	LoseAnswer                // it reaches the server; the connection is cut when the server has answered
+	CutOff                    // it reaches the server with the rest of its batch; the connection is cut without waiting for the answer
 )
 
-// NewProxy starts a proxy to the database at rawURL. judge is called with every message before it is passed on, for each
+// NewProxy starts a proxy to the database at rawURL. judge is called with every message but the first before it is passed on, for each
 // connection on a goroutine of its own: as long as it does not return, this message and what follows it stay where they are.
 func NewProxy(tb testing.TB, rawURL string, judge func(*Proxy, Request) Verdict) *Proxy {
 	tb.Helper()
@@ -46,7 +49,7 @@ func NewProxy(tb testing.TB, rawURL string, judge func(*Proxy, Request) Verdict)
 	require.NoError(tb, err)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(tb, err)
-	p := &Proxy{listener: listener, server: u.Host, judge: judge}
+	p := &Proxy{listener: listener, routes: []string{u.Host}, judge: judge}
 	u.Host = listener.Addr().String()
 	p.URL = u.String()
 	var group sync.WaitGroup
@@ -61,63 +64,102 @@ func NewProxy(tb testing.TB, rawURL string, judge func(*Proxy, Request) Verdict)
 // Refuse has the proxy take no more connections.
 func (p *Proxy) Refuse() { _ = p.listener.Close() }
 
+// Route has the next sessions take place on these servers, one each, and all that follow on the last.
+func (p *Proxy) Route(addresses ...string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.routes = addresses
+}
+
+// route is where a client that begins with the message is led to. A request to cancel, which has a connection of its own, is no
+// session.
+func (p *Proxy) route(first []byte) (address string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	address = p.routes[0]
+	if len(p.routes) > 1 && binary.BigEndian.Uint32(first[4:]) != cancelRequest {
+		p.routes = p.routes[1:]
+	}
+	return address
+}
+
+const cancelRequest = 80877102 // in the place of the version of the protocol
+
 func (p *Proxy) accept(group *sync.WaitGroup) {
 	for {
 		client, err := p.listener.Accept()
 		if err != nil {
 			return
 		}
-		server, err := net.Dial("tcp", p.server)
-		if err != nil {
-			_ = client.Close()
-			continue
-		}
-		var answerIsLost atomic.Bool
-		hangUp := func() { _ = client.Close(); _ = server.Close() }
-		group.Go(func() {
-			defer hangUp()
-			p.requests(server, client, &answerIsLost)
-		})
-		group.Go(func() {
-			defer hangUp()
-			answers(client, server, &answerIsLost)
-		})
+		group.Go(func() { p.connect(group, client) })
 	}
+}
+
+func (p *Proxy) connect(group *sync.WaitGroup, client net.Conn) {
+	defer client.Close()
+	first, err := message(client, 4) // it has no type, only a length
+	if err != nil {
+		return
+	}
+	server, err := net.Dial("tcp", p.route(first))
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	if _, err := server.Write(first); err != nil {
+		return
+	}
+	var answerIsLost atomic.Bool
+	group.Go(func() {
+		defer client.Close()
+		defer server.Close()
+		answers(client, server, &answerIsLost)
+	})
+	p.requests(server, client, &answerIsLost)
+}
+
+// message reads one message, whose head has that many bytes and ends with the length.
+func message(client io.Reader, head int) ([]byte, error) {
+	text := make([]byte, head)
+	if _, err := io.ReadFull(client, text); err != nil {
+		return nil, err
+	}
+	text = append(text, make([]byte, binary.BigEndian.Uint32(text[head-4:])-4)...)
+	_, err := io.ReadFull(client, text[head:])
+	return text, err
 }
 
 // requests passes on what the client sends, message by message.
 func (p *Proxy) requests(server io.Writer, client io.Reader, answerIsLost *atomic.Bool) {
 	prepared := map[string]string{} // statements by their names
-	header := 4                     // the first message has no type, only a length
+	cutOff := false
 	for {
-		head := make([]byte, header)
-		if _, err := io.ReadFull(client, head); err != nil {
-			return
-		}
-		body := make([]byte, binary.BigEndian.Uint32(head[header-4:])-4)
-		if _, err := io.ReadFull(client, body); err != nil {
+		text, err := message(client, 5)
+		if err != nil {
 			return
 		}
 		var r Request
-		if header == 5 {
-			words := strings.SplitN(string(body), "\x00", 3)
-			switch head[0] {
-			case 'P': // Parse: the statement's name, its text
-				prepared[words[0]] = words[1]
-			case 'B': // Bind: the portal's name, the statement's
-				r.Statement = prepared[words[1]]
-			}
+		words := strings.SplitN(string(text[5:]), "\x00", 3)
+		switch text[0] {
+		case 'P': // Parse: the statement's name, its text
+			prepared[words[0]] = words[1]
+		case 'B': // Bind: the portal's name, the statement's
+			r.Statement = prepared[words[1]]
 		}
 		switch p.judge(p, r) {
 		case HangUp:
 			return
 		case LoseAnswer:
 			answerIsLost.Store(true)
+		case CutOff:
+			cutOff = true
 		}
-		if _, err := server.Write(append(head, body...)); err != nil {
+		if _, err := server.Write(text); err != nil {
 			return
 		}
-		header = 5
+		if cutOff && text[0] == 'S' { // Sync: the end of a batch
+			return
+		}
 	}
 }
 

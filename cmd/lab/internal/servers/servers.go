@@ -4,7 +4,7 @@
 // It promises that no process and no folder outlives the laboratory, even one that was killed with SIGKILL; that a
 // server that ends by itself fails the laboratory; and that an address which was given is used as it is, or refused
 // with the fix. Nothing is faked: a server whose program is missing is unavailable and says what mends that. Tests can
-// have an ensemble of three ZooKeeper, Sentinels and a Redis Cluster besides.
+// have an ensemble of three ZooKeeper, Sentinels, a Redis Cluster, and another PostgreSQL with a standby besides.
 //
 // Commands and tests under cmd/lab use it. Both call [RunJanitor] first.
 package servers
@@ -83,6 +83,9 @@ type Server struct {
 
 	env []string
 }
+
+// Env returns the variables, as NAME=value, by which a program finds the server.
+func (s *Server) Env() []string { return s.env }
 
 // Lab is a running laboratory.
 type Lab struct {
