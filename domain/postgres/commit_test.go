@@ -12,6 +12,7 @@ import (
 
 	"fencepost/domain"
 	"fencepost/domain/postgres"
+	"fencepost/domain/postgres/pgproxy"
 	"fencepost/domain/postgres/postgrestest"
 )
 
@@ -34,22 +35,22 @@ type proxy struct {
 func throughProxy(t *testing.T, w *world) (*proxy, *postgres.Store) {
 	t.Helper()
 	p := &proxy{}
-	through := postgrestest.NewProxy(t, w.db.ServiceURL, func(through *postgrestest.Proxy, r postgrestest.Request) postgrestest.Verdict {
+	through := postgrestest.NewProxy(t, w.db.ServiceURL, func(through *pgproxy.Proxy, r pgproxy.Request) pgproxy.Verdict {
 		if r.Statement != "COMMIT" {
-			return postgrestest.Pass
+			return pgproxy.Pass
 		}
 		switch p.cut.Swap(nowhere) {
 		case onlyLook:
 			p.seen()
 		case beforeCommit:
-			return postgrestest.HangUp
+			return pgproxy.HangUp
 		case forGood:
 			through.Refuse()
-			return postgrestest.LoseAnswer
+			return pgproxy.LoseAnswer
 		case afterCommit:
-			return postgrestest.LoseAnswer
+			return pgproxy.LoseAnswer
 		}
-		return postgrestest.Pass
+		return pgproxy.Pass
 	})
 	store, err := postgres.Open(t.Context(), through.URL, postgres.Options{MaxConns: 1, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)

@@ -15,6 +15,7 @@ import (
 	"fencepost/cmd/lab/internal/servers"
 	"fencepost/domain"
 	"fencepost/domain/postgres"
+	"fencepost/domain/postgres/pgproxy"
 	"fencepost/domain/postgres/postgrestest"
 	"fencepost/migrations"
 )
@@ -34,7 +35,7 @@ func TestStandbyIsNotBelieved(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	primary := ownPostgres(ctx, t, nil)
-	ownerURL, serviceURL := valueOf(t, primary.Env(), "FENCEPOST_OWNER_URL"), valueOf(t, primary.Env(), "FENCEPOST_DATABASE_URL")
+	ownerURL, serviceURL := primary.Variable("FENCEPOST_OWNER_URL"), primary.Variable("FENCEPOST_DATABASE_URL")
 	_, err := migrations.Up(ctx, ownerURL, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	open := func(t *testing.T, url string) *postgres.Store {
@@ -65,21 +66,21 @@ func TestStandbyIsNotBelieved(t *testing.T) {
 	for _, test := range []struct {
 		name       string
 		attributes string // of the servers that the URL allows
-		commit     postgrestest.Verdict
+		commit     pgproxy.Verdict
 		waits      bool     // the COMMIT does
 		asked      []string // where the sessions take place, the last one from then on; prefer-standby begins two on a primary
 		want       error
 	}{
-		{"its address leads to the standby", "any", postgrestest.LoseAnswer, false, []string{standby.Address, standby.Address, primary.Address}, nil},
-		{"its address leads to the standby, and it did not come so far", "any", postgrestest.HangUp, false, []string{standby.Address, standby.Address, primary.Address}, domain.ErrUnavailable},
-		{"its address leads to the standby for good", "any", postgrestest.LoseAnswer, false, []string{standby.Address}, domain.ErrOutcomeUnknown},
-		{"the standby is asked for the rows", "prefer-standby", postgrestest.LoseAnswer, false, []string{primary.Address, primary.Address, standby.Address, primary.Address}, nil},
-		{"the standby is asked for the number", "prefer-standby", postgrestest.CutOff, true, []string{standby.Address, primary.Address}, nil},
+		{"its address leads to the standby", "any", pgproxy.LoseAnswer, false, []string{standby.Address, standby.Address, primary.Address}, nil},
+		{"its address leads to the standby, and it did not come so far", "any", pgproxy.HangUp, false, []string{standby.Address, standby.Address, primary.Address}, domain.ErrUnavailable},
+		{"its address leads to the standby for good", "any", pgproxy.LoseAnswer, false, []string{standby.Address}, domain.ErrOutcomeUnknown},
+		{"the standby is asked for the rows", "prefer-standby", pgproxy.LoseAnswer, false, []string{primary.Address, primary.Address, standby.Address, primary.Address}, nil},
+		{"the standby is asked for the number", "prefer-standby", pgproxy.CutOff, true, []string{standby.Address, primary.Address}, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var asked atomic.Int32
 			primaryWasAsked := make(chan struct{})
-			through := postgrestest.NewProxy(t, serviceURL, func(p *postgrestest.Proxy, r postgrestest.Request) postgrestest.Verdict {
+			through := postgrestest.NewProxy(t, serviceURL, func(p *pgproxy.Proxy, r pgproxy.Request) pgproxy.Verdict {
 				switch {
 				case r.Statement == "COMMIT":
 					p.Route(test.asked...)
@@ -90,7 +91,7 @@ func TestStandbyIsNotBelieved(t *testing.T) {
 					}
 					time.Sleep(lifetime) // so that the next question has another connection
 				}
-				return postgrestest.Pass
+				return pgproxy.Pass
 			})
 			store := open(t, fmt.Sprintf("%s&pool_max_conn_lifetime=%s&target_session_attrs=%s", through.URL, lifetime, test.attributes))
 			done := make(chan error, 1)
@@ -113,7 +114,7 @@ func TestStandbyIsNotBelieved(t *testing.T) {
 				require.NoError(t, err)
 			}
 			require.ErrorIs(t, <-done, test.want)
-			if test.commit != postgrestest.HangUp {
+			if test.commit != pgproxy.HangUp {
 				stock++
 			}
 			require.Equal(t, stock, onHand(t, ownerURL), "the truth")

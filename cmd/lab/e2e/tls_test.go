@@ -106,7 +106,7 @@ func TestPostgresOverTLS(t *testing.T) {
 	require.NoError(t, os.WriteFile(authority, cert.Cert, 0o600))
 	server := ownPostgres(ctx, t, &cert)
 	reached := func(name, query string) string { // the variable, with another query
-		u, err := url.Parse(valueOf(t, server.Env(), name))
+		u, err := url.Parse(server.Variable(name))
 		require.NoError(t, err)
 		password, _ := u.User.Password()
 		d.secrets = append(d.secrets, password)

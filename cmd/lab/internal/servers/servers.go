@@ -85,8 +85,8 @@ type Server struct {
 	env []string
 }
 
-// Env returns the variables, as NAME=value, by which a program finds the server.
-func (s *Server) Env() []string { return s.env }
+// Variable is the value of one of the variables by which a program finds the server; empty if it has none of that name.
+func (s *Server) Variable(name string) string { return valueOf(s.env, name) }
 
 // Lab is a running laboratory.
 type Lab struct {
@@ -206,6 +206,18 @@ func (l *Lab) Env() []string {
 		env = append(env, s.env...)
 	}
 	return append(env, "FENCEPOST_AUTH=off")
+}
+
+// Variable is the value of one of these variables; empty if it has none.
+func (l *Lab) Variable(name string) string { return valueOf(l.Env(), name) }
+
+func valueOf(env []string, name string) string {
+	for _, variable := range env {
+		if value, found := strings.CutPrefix(variable, name+"="); found {
+			return value
+		}
+	}
+	return ""
 }
 
 // Table prints what was chosen for each server.
