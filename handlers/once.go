@@ -44,7 +44,7 @@ func once[T any](c echo.Context, render func(T) reply) (*domain.Once, error) {
 	if len(keys) == 0 {
 		return nil, nil
 	}
-	key := keys[0] // an empty one is a mistake: whoever sends it counts on it
+	key := keys[0]                                                // an empty one is a mistake: whoever sends it counts on it
 	if n := len(key); n > 1 && key[0] == '"' && key[n-1] == '"' { // as the draft writes it
 		key = key[1 : n-1]
 	}

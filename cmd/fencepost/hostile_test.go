@@ -10,6 +10,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -24,6 +25,31 @@ import (
 
 	"fencepost/domain/postgres/postgrestest"
 )
+
+// The README's table of attacks tells the truth: every row has tests, and they are there.
+func TestAttacksHaveTests(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	require.NoError(t, err)
+	_, section, found := strings.Cut(string(readme), "\n## Attacks\n")
+	require.True(t, found)
+	section, _, _ = strings.Cut(section, "\n## ")
+	rows := regexp.MustCompile(`(?m)^\| .* \|$`).FindAllString(section, -1)[1:] // without the head
+	require.NotEmpty(t, rows)
+	for _, row := range rows {
+		tests := regexp.MustCompile("\\[`(\\w+)`\\]\\(([a-z0-9_/]+_test\\.go)\\)").FindAllStringSubmatch(row, -1)
+		if strings.HasPrefix(row, "| ---") {
+			continue
+		}
+		assert.NotEmpty(t, tests, row)
+		assert.Equal(t, strings.Count(row, "]("), len(tests), row)
+		for _, test := range tests {
+			source, err := os.ReadFile(filepath.Join("../..", test[2]))
+			if assert.NoError(t, err) {
+				assert.Regexp(t, `(?m)^func `+test[1]+`\(`, string(source), test[2])
+			}
+		}
+	}
+}
 
 // hostile is text that would do something if it were ever taken for SQL, or for anything but text.
 var hostile = []string{
