@@ -62,12 +62,12 @@ type loss struct {
 	before   sale
 	at       time.Time
 	after    []sale
-	refusals []refusal
+	refusals []recorded
 	sold     int64
 }
 
 // refused is the newest refusal, if there is one.
-func (l loss) refused() (last refusal) {
+func (l loss) refused() (last recorded) {
 	if n := len(l.refusals); n > 0 {
 		last = l.refusals[n-1]
 	}

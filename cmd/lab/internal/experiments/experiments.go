@@ -29,12 +29,18 @@ var All = []Experiment{
 	rowLock,
 	deadlock,
 	poolExhaustion,
+	redisLatency,
 	redisExpiry,
+	redisFailover,
 	counterLoss,
 	redlockMajority,
 	redlockClock,
+	zookeeperCrash,
+	zookeeperPartition,
+	zookeeperWatches,
 	pausedHolder,
 	lateWrite,
+	switchStrategy,
 }
 
 // Find returns the experiment of this name.

@@ -277,23 +277,22 @@ func (r *Run) sold(ctx context.Context, sku string) (n int64, err error) {
 	return n, err
 }
 
-// refusal is what the fence has turned away.
-type refusal struct {
-	Reason             string
-	Presented, Current string // epoch and token
-	At                 time.Time
-}
-
-// refusals of an item, the oldest first.
-func (r *Run) refusals(ctx context.Context, sku string) (all []refusal, err error) {
+// refusals are those of an item that the service has recorded, the oldest first.
+func (r *Run) refusals(ctx context.Context, sku string) (all []recorded, err error) {
 	err = r.database.Use(ctx, func(conn *pgx.Conn) error {
 		rows, _ := conn.Query(ctx, `
-			SELECT reason, presented_epoch || '.' || presented_token, current_epoch || '.' || current_token, refused_at
+			SELECT presented_epoch || '.' || presented_token, current_epoch || '.' || current_token, refused_at
 			FROM refusals WHERE resource = 'item/' || $1 ORDER BY refused_at`, sku)
-		all, err = pgx.CollectRows(rows, pgx.RowToStructByPos[refusal])
+		all, err = pgx.CollectRows(rows, pgx.RowToStructByPos[recorded])
 		return err
 	})
 	return all, err
+}
+
+// recorded is a refusal with epoch and token of what was presented, and of the fence.
+type recorded struct {
+	Presented, Current string
+	At                 time.Time
 }
 
 // redis is a client of one of the laboratory's servers.
