@@ -70,7 +70,7 @@ func once[T any](c echo.Context, render func(T) reply) (*domain.Once, error) {
 
 // answer sends what a use case has come to.
 func (r reply) answer(c echo.Context, receipt domain.Receipt, err error) error {
-	stamp(c, receipt)
+	stamp(c, receipt, err)
 	if err != nil {
 		return err
 	}

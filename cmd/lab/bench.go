@@ -99,11 +99,7 @@ func (c *benchCmd) write(report *bench.Report) error {
 		}
 	}
 	if c.HTML != "" {
-		var page bytes.Buffer
-		if err := report.WriteHTML(&page); err != nil {
-			return err
-		}
-		if err := os.WriteFile(c.HTML, page.Bytes(), 0o644); err != nil {
+		if err := writeHTML(c.HTML, report.WriteHTML); err != nil {
 			return err
 		}
 	}
