@@ -100,8 +100,12 @@ func (d *duel) oversold(r *Run) {
 func (d *duel) draw(r *Run, fault string, faultAt time.Time) *Timeline {
 	const a, b = "holder", "successor"
 	t := r.timeline("%s, fencing %s", d.strategy, d.fencing)
-	t.span(d.asked, d.first.at, a)
-	t.span(d.next.at.Add(-d.next.held()), d.next.at, b)
+	token := d.first.token()
+	if d.fencing == enforced {
+		token = d.refused.presented()
+	}
+	t.span(d.asked, d.first.at, a, token)
+	t.span(d.next.at.Add(-d.next.held()), d.next.at, b, d.next.token())
 	t.at(d.asked, Step, a, "takes the lock, and reads that 1 unit is left")
 	t.at(d.sent, Step, a, "sends its message to PostgreSQL, which is delayed")
 	t.at(faultAt, Fault, a, "%s", fault)

@@ -166,8 +166,12 @@ func (r *Run) takeover(ctx context.Context, t *Timeline) (o takenOver, err error
 	if o.fresh, err = await(ctx, "the new holder's answer", freshAnswer); err != nil {
 		return o, err
 	}
-	t.span(began, o.old.at, a)
-	t.span(taken, o.fresh.at, b)
+	oldToken := o.old.token()
+	if !o.old.made() {
+		oldToken = o.refused.presented()
+	}
+	t.span(began, o.old.at, a, oldToken)
+	t.span(taken, o.fresh.at, b, o.fresh.token())
 	kind := Refuse
 	if o.fresh.made() {
 		kind = Accept

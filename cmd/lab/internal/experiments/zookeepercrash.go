@@ -66,7 +66,7 @@ func runZookeeperCrash(ctx context.Context, r *Run) error {
 		return err
 	}
 	killed := time.Now()
-	t.span(began, killed, "holder")
+	t.span(began, killed, "holder", "")
 	t.at(killed, Fault, "holder", "is killed (SIGKILL)")
 	exists, _, changed, err := conn.ExistsW(node)
 	if err != nil {
@@ -83,16 +83,16 @@ func runZookeeperCrash(ctx context.Context, r *Run) error {
 	if err != nil {
 		return err
 	}
-	t.span(gone, after.at, "next in line")
+	t.span(gone, after.at, "next in line", after.token())
 	t.at(after.at, Accept, "next in line", "has sold with token %s", after.token())
 	r.Header = []string{"left behind", "session", "the node goes after", "the next one is answered", "after"}
-	r.row("an ephemeral node", seconds(term), seconds(gone.Sub(killed)), after, seconds(after.at.Sub(killed)))
+	r.row("an ephemeral node", lasted(term), lasted(gone.Sub(killed)), after, lasted(after.at.Sub(killed)))
 	r.BarUnit = "seconds until the next one is answered"
 	r.bar("ephemeral node", "", after.at.Sub(killed).Seconds())
 	// The servers look at their sessions once a tick, which is half a second.
-	r.claims(after.made() && gone.Sub(killed) < term+1500*time.Millisecond, "the session ends in its time, and the node with it",
-		"with a session of %s, the node was gone after %s", seconds(term), seconds(gone.Sub(killed)))
-	r.claims(after.at.Sub(gone) < 500*time.Millisecond, "the next one in line proceeds at once", "it had sold %s after the node was gone", milliseconds(after.at.Sub(gone)))
+	r.claims(after.made() && gone.Sub(killed) < term+time.Second+grace, "the session ends in its time, and the node with it",
+		"with a session of %s, the node was gone after %s", lasted(term), lasted(gone.Sub(killed)))
+	r.claims(after.at.Sub(gone) < time.Second, "the next one in line proceeds at once", "it had sold %s after the node was gone", lasted(after.at.Sub(gone)))
 
 	r.say("the control: a persistent node is left behind")
 	left, err := r.stand(conn, sku, zk.FlagSequence)
@@ -104,14 +104,14 @@ func runZookeeperCrash(ctx context.Context, r *Run) error {
 	if err != nil {
 		return err
 	}
-	r.row("a persistent node", seconds(term), "never", stuck, seconds(stuck.Took))
+	r.row("a persistent node", lasted(term), "never", stuck, lasted(stuck.Took))
 	r.bar("persistent node (gave up)", "", stuck.Took.Seconds())
-	r.controls(stuck.Code == "lock_timeout" && exists, "the next one waits in vain", "after %s it is answered %s, and the node is still there", seconds(stuck.Took), stuck)
+	r.controls(stuck.Code == "lock_timeout" && exists, "the next one waits in vain", "after %s it is answered %s, and the node is still there", lasted(stuck.Took), stuck)
 	if err := conn.Delete(left, -1); err != nil {
 		return err
 	}
 	freed := buy(ctx, next, sku)
-	r.row("a persistent node, deleted by hand", "–", "–", freed, milliseconds(freed.Took))
+	r.row("a persistent node, deleted by hand", "–", "–", freed, lasted(freed.Took))
 	r.controls(freed.made(), "the node was all that was in the way", "when it is deleted by hand, the next one is answered %s", freed)
 	return nil
 }

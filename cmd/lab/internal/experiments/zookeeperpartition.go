@@ -31,8 +31,8 @@ func runZookeeperPartition(ctx context.Context, r *Run) error {
 		return err
 	}
 	var duels []*duel
-	for fencing, message := range map[string]string{enforced: presentation, off: write} {
-		d, err := r.duel(ctx, wire, next, "zookeeper", fencing, message)
+	for _, kind := range []struct{ fencing, message string }{{enforced, presentation}, {off, write}} {
+		d, err := r.duel(ctx, wire, next, "zookeeper", kind.fencing, kind.message)
 		if err != nil {
 			return err
 		}
