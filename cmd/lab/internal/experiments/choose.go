@@ -39,7 +39,7 @@ func (r *Report) WhichOne() (string, error) {
 		table.Rows = append(table.Rows, append([]string{"`" + row[0] + "`"}, row[1:]...))
 	}
 	b.WriteString(table.Markdown())
-	fmt.Fprintf(&b, "\nA hot item is one item and 64 buyers who want it at once from one instance; the term of leases and sessions was %s. Measured %s: %s\n",
+	fmt.Fprintf(&b, "\nA hot item is one item and 64 buyers who want it at once from one instance; the term of leases and sessions was %s. Medians of three turns. Measured %s: %s\n",
 		term, r.Taken.Format("2006-01-02"), r.Setting())
 	b.WriteString("\n### Which one to choose\n")
 	for _, a := range advice {
