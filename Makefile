@@ -6,7 +6,7 @@ SHELL := bash
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Ctrl-C is how the demo ends, at any moment. go build and go run would make a failure of it.
 .PHONY: demo
@@ -26,6 +26,16 @@ bench: ## Measure every strategy beside the services that users of other librari
 	go build -o bin/lab ./cmd/lab; \
 	exec bin/lab bench --json bin/bench.json --html bin/bench.html $(BENCH)
 
+# One of them: make experiments EXPERIMENTS=paused-holder
+EXPERIMENTS ?= all
+.PHONY: experiments
+experiments: ## Put what is claimed of distributed locks to the test, with a control for each; some minutes
+	@trap 'exit 130' INT; \
+	sh cmd/lab/deps.sh demo; \
+	echo "Building the laboratory; the first time takes a minute or two."; \
+	go build -o bin/lab ./cmd/lab; \
+	exec bin/lab experiment run $(EXPERIMENTS) --json bin/experiments.json --html bin/experiments.html
+
 .PHONY: test
 test: deps lint ## Run the linters and every test, against real servers; a skipped test is a failure
 	@echo "Building the laboratory, then every test; the first time takes some minutes."
@@ -34,7 +44,7 @@ test: deps lint ## Run the linters and every test, against real servers; a skipp
 # One after the other: they count what is left of everything.
 .PHONY: soak
 soak: deps ## Run the long forms of the tests that have one; takes half an hour
-	go run ./cmd/lab exec -- go test -race -count=1 -p=1 -timeout=60m -v -run='^(TestCancelledWaits|TestRedisForgets|TestCommitsAreCut|TestRetriesAtOnce|TestInstancesAreKilled|TestHoldsEndOnce|TestOrdersAreWholeAndDoNotDeadlock|TestManyBuyers)$$' \
+	go run ./cmd/lab exec -- go test -race -count=1 -p=1 -timeout=60m -v -run='^(TestCancelledWaits|TestRedisForgets|TestCommitsAreCut|TestRetriesAtOnce|TestInstancesAreKilled|TestHoldsEndOnce|TestOrdersAreWholeAndDoNotDeadlock|TestCouponGuesses|TestManyBuyers)$$' \
 		./locking/strategies ./domain/postgres ./cmd/fencepost ./cmd/lab/e2e ./web/e2e -args -soak
 
 .PHONY: latency

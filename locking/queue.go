@@ -127,7 +127,7 @@ func (q *queue) serve() {
 
 // turn takes the lock once, and serves whoever waits until the turn is over.
 func (q *queue) turn(ctx context.Context) {
-	h, err := q.guard.hold(ctx, ctx, []domain.Key{q.key})
+	h, err := q.hold(ctx)
 	if err != nil {
 		q.fail(ctx, err)
 		return
@@ -181,7 +181,7 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 	defer cancel()
 	var batch []*call
 	var began time.Time
-	receipt, outcomes, retry, err := h.transact(bounded, q.guard.lockWait, func() []domain.Section {
+	receipt, outcomes, retry, err := q.transact(bounded, h, func() []domain.Section {
 		began = time.Now()
 		batch = q.next(ctx, limit)
 		sections := make([]domain.Section, len(batch))
@@ -203,6 +203,8 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 	case retry && batch[0].tries < maxTries-1:
 		q.putBack(batch)
 		return false
+	case errors.Is(err, errBroken):
+		outcomes = make([]error, len(batch)) // nobody knows them
 	}
 	q.guard.observe(domain.Event{Kind: domain.EventBatch, Grants: receipt.Grants, Batch: len(batch)})
 	for i, c := range batch {
@@ -242,6 +244,28 @@ func (q *queue) putBack(batch []*call) {
 
 // errSilent is the end of a shared transaction that takes too long.
 var errSilent = &domain.UnavailableError{Server: "PostgreSQL", Err: errors.New("a transaction got no answer in time")}
+
+// hold and transact are the guard's, but for a panic, such as one in the making of an answer. This goroutine is nobody's, so
+// that it would take the whole process with it. Nor can it be told whose it was: it is the error of everybody in the batch.
+func (q *queue) hold(ctx context.Context) (h *hold, err error) {
+	defer q.recovered(ctx, &err)
+	return q.guard.hold(ctx, ctx, []domain.Key{q.key})
+}
+
+func (q *queue) transact(ctx context.Context, h *hold, collect func() []domain.Section) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
+	defer q.recovered(ctx, &err)
+	return h.transact(ctx, q.guard.lockWait, collect)
+}
+
+func (q *queue) recovered(ctx context.Context, err *error) {
+	if v := recover(); v != nil {
+		q.guard.log.ErrorContext(ctx, "a shared transaction has panicked", "resource", q.key, "panic", v, "stack", string(debug.Stack()))
+		*err = errBroken
+	}
+}
+
+// errBroken promises nothing: the panic may have come after the COMMIT was sent.
+var errBroken = errors.New("a transaction that was shared has panicked; another line of the log has the stack")
 
 // run is the section's Run, but for a panic, which would take the whole process with it: it is kept for the caller.
 func (c *call) run(ctx context.Context, tx domain.Tx, log *slog.Logger) (err error) {

@@ -1,9 +1,11 @@
 package locking_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -395,6 +397,62 @@ func TestPanicInBatch(t *testing.T) {
 		group.Wait()
 		assert.Equal(t, []int{3}, d.batches)
 	})
+}
+
+// A panic that is no section's own is an error of everybody in the batch, has one line in the log, and harms nobody who comes
+// later. It happens on a goroutine of the queue's: without care it would end the process, and these tests with it.
+func TestPanicOfTheBatch(t *testing.T) {
+	t.Parallel()
+	for _, where := range []string{"before the locks", "before the batch", "while answers are made"} {
+		t.Run(where, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var log bytes.Buffer
+				var once sync.Once
+				d, l := &database{}, newLock()
+				boom := func() { once.Do(func() { panic("boom") }) }
+				var locker locking.Locker = l
+				switch where {
+				case "before the locks":
+					locker = acquire(func(ctx context.Context, key domain.Key, id domain.GrantID) (*locking.Lease, error) {
+						lease, err := l.Acquire(ctx, key, id)
+						once.Do(func() {
+							l.free <- struct{}{} // as at the end of its term
+							panic("boom")
+						})
+						return lease, err
+					})
+				case "before the batch":
+					d.begun = boom
+				default:
+					d.before = func() error { boom(); return nil }
+				}
+				g := newGuard(d, locker, func(o *locking.Options, _ *locking.Backend) { o.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+				<-l.free
+				var group sync.WaitGroup
+				queueUp(t, &group, 3, func(int) {
+					_, err := do(g, nothing)
+					assert.ErrorContains(t, err, "has panicked")
+					assert.NotErrorIs(t, err, domain.ErrUnavailable, "that would say that nothing was written")
+				})
+				l.free <- struct{}{}
+				group.Wait()
+				g.Wait()
+				assert.Equal(t, 1, strings.Count(log.String(), "stack="), log.String())
+				assert.Contains(t, log.String(), "queue_test.go")
+				assert.Len(t, l.free, 1, "the lock was given back")
+				_, err := do(g, nothing)
+				assert.NoError(t, err, "the queue goes on")
+			})
+		})
+	}
+}
+
+// acquire is a Locker.
+type acquire func(context.Context, domain.Key, domain.GrantID) (*locking.Lease, error)
+
+func (f acquire) Acquire(ctx context.Context, key domain.Key, id domain.GrantID) (*locking.Lease, error) {
+	return f(ctx, key, id)
 }
 
 // A lock that cannot be had is everybody's error who waits for it, and the next one tries anew.

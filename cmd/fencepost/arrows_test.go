@@ -39,10 +39,13 @@ var arrows = []struct {
 	{"cmd/fencepost", []string{"domain", "domain/postgres", "handlers", "locking", "locking/*lock", "locking/strategies", "handlers/observe", "migrations", "web"}, "the wiring knows everyone"},
 	{"cmd/latency", []string{"domain", "domain/postgres", "locking", "locking/strategies", "migrations"}, "it measures the strategies themselves, without the service around them"},
 	{"cmd/lab", []string{"cmd/lab/internal/*"}, "the laboratory starts the service as a program, and measures it from outside"},
-	{"cmd/lab/internal/bench", []string{"cmd/lab/internal/instances", "cmd/lab/internal/servers"}, "what is measured is reached as its users reach it, and counted with SQL of the benchmark's own"},
-	{"cmd/lab/internal/control", []string{"cmd/lab/internal/instances", "cmd/lab/internal/servers", "domain/postgres/pgwire"}, "faults are done to processes and connections; the service has no part in them"},
+	{"cmd/lab/internal/bench", []string{"cmd/lab/internal/databases", "cmd/lab/internal/instances", "cmd/lab/internal/report", "cmd/lab/internal/servers"}, "what is measured is reached as its users reach it, and counted with SQL of the benchmark's own"},
+	{"cmd/lab/internal/control", []string{"cmd/lab/internal/databases", "cmd/lab/internal/instances", "cmd/lab/internal/servers", "domain/postgres/pgproxy"}, "faults are done to processes and connections; the service has no part in them"},
+	{"cmd/lab/internal/databases", []string{"cmd/lab/internal/servers"}, "it is reached as any client reaches it, and what is in it is for others to know"},
+	{"cmd/lab/internal/experiments", []string{"cmd/lab/internal/databases", "cmd/lab/internal/instances", "cmd/lab/internal/load", "cmd/lab/internal/report", "cmd/lab/internal/servers", "cmd/lab/internal/shop", "domain/postgres/pgproxy"}, "what is claimed of the service is seen from outside; what it is compared with is made without its code"},
 	{"cmd/lab/internal/instances", []string{"cmd/lab/internal/servers"}, "instances run on servers, not the other way round"},
-	{"cmd/lab/internal/load", nil, "a load generator that shared code with the service could share its mistakes"},
+	{"cmd/lab/internal/load", []string{"cmd/lab/internal/report"}, "a load generator that shared code with the service could share its mistakes"},
+	{"cmd/lab/internal/shop", nil, "a client that shared code with the service could share its mistakes"},
 }
 
 // testPackages exist for tests alone, so nothing but tests and each other may import them: they would put the testing

@@ -23,7 +23,7 @@ type demoCmd struct {
 
 // Run ends with the instances stopped in order, before their servers are.
 func (c *demoCmd) Run(ctx context.Context) error {
-	options := servers.Options{Require: c.Require, RequireEmpty: true}
+	options := servers.Options{Getenv: os.Getenv, Require: c.Require, RequireEmpty: true}
 	err := withLab(ctx, options, func(ctx context.Context, lab *servers.Lab) error {
 		faults, err := control.New(ctx, lab, demoInstances)
 		if err != nil {

@@ -34,7 +34,7 @@ func (c *execCmd) Run(ctx context.Context) error {
 	if len(command) == 0 {
 		return errors.New("no command: lab exec -- COMMAND [ARGUMENT...]")
 	}
-	options := servers.Options{Require: c.Require, RequireEmpty: true}
+	options := servers.Options{Getenv: os.Getenv, Require: c.Require, RequireEmpty: true}
 	return withLab(ctx, options, func(ctx context.Context, lab *servers.Lab) error {
 		return execute(ctx, lab, command)
 	})

@@ -22,6 +22,8 @@ type cli struct {
 	Demo  demoCmd  `cmd:"" help:"Start the servers and three instances of the service, and put an item on sale."`
 	Load  loadCmd  `cmd:"" help:"Have many buyers race for one item over running instances, and take the verdict from the database's own count."`
 	Bench benchCmd `cmd:"" help:"Start the servers, and measure each strategy beside the services that users of other libraries would write."`
+
+	Experiment experimentCmd `cmd:"" help:"Put what is claimed of distributed locks to the test, on private servers."`
 }
 
 func main() {
@@ -105,7 +107,6 @@ func untilStopped() (context.Context, func()) {
 func withLab(ctx context.Context, options servers.Options, f func(context.Context, *servers.Lab) error) (err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	options.Getenv = os.Getenv
 	lab, err := servers.Start(ctx, options)
 	if err != nil {
 		return unlessStopped(ctx, err)

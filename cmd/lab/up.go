@@ -15,7 +15,7 @@ type upCmd struct {
 
 // Run prints the variables in a form that a shell can read.
 func (c *upCmd) Run(ctx context.Context) error {
-	err := withLab(ctx, servers.Options{Require: c.Require}, func(ctx context.Context, lab *servers.Lab) error {
+	err := withLab(ctx, servers.Options{Getenv: os.Getenv, Require: c.Require}, func(ctx context.Context, lab *servers.Lab) error {
 		for _, variable := range lab.Env() {
 			name, value, _ := strings.Cut(variable, "=")
 			fmt.Printf("export %s='%s'\n", name, strings.ReplaceAll(value, "'", `'\''`))

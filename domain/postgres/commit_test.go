@@ -12,7 +12,7 @@ import (
 
 	"fencepost/domain"
 	"fencepost/domain/postgres"
-	"fencepost/domain/postgres/pgwire"
+	"fencepost/domain/postgres/pgproxy"
 	"fencepost/domain/postgres/postgrestest"
 )
 
@@ -35,22 +35,22 @@ type proxy struct {
 func throughProxy(t *testing.T, w *world) (*proxy, *postgres.Store) {
 	t.Helper()
 	p := &proxy{}
-	through := postgrestest.NewProxy(t, w.db.ServiceURL, func(through *pgwire.Proxy, r pgwire.Request) pgwire.Verdict {
+	through := postgrestest.NewProxy(t, w.db.ServiceURL, func(through *pgproxy.Proxy, r pgproxy.Request) pgproxy.Verdict {
 		if r.Statement != "COMMIT" {
-			return pgwire.Pass
+			return pgproxy.Pass
 		}
 		switch p.cut.Swap(nowhere) {
 		case onlyLook:
 			p.seen()
 		case beforeCommit:
-			return pgwire.HangUp
+			return pgproxy.HangUp
 		case forGood:
 			through.Refuse()
-			return pgwire.LoseAnswer
+			return pgproxy.LoseAnswer
 		case afterCommit:
-			return pgwire.LoseAnswer
+			return pgproxy.LoseAnswer
 		}
-		return pgwire.Pass
+		return pgproxy.Pass
 	})
 	store, err := postgres.Open(t.Context(), through.URL, postgres.Options{MaxConns: 1, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)

@@ -3,6 +3,7 @@ package lockingtest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -176,6 +177,29 @@ func testPanicInSection(t *testing.T, w *world) {
 	})
 	require.EqualValues(t, 0, w.stock(key))
 	w.canEnter(n, key)
+	require.EqualValues(t, 1, w.stock(key))
+}
+
+// The answer that is kept for retries is made inside the transaction. If that fails, there is neither.
+func testPanicInAnswer(t *testing.T, w *world) {
+	n := w.node()
+	key := w.item(n, w.fencing())
+	do := func(encode func(any, error) domain.Answer) (err error) {
+		defer func() {
+			if v := recover(); v != nil { // on the caller's own goroutine
+				err = fmt.Errorf("panic: %v", v)
+			}
+		}()
+		_, err = n.Do(t.Context(), domain.Section{
+			Keys: []domain.Key{key}, Result: func() any { return nil },
+			Once: &domain.Once{Caller: "c", Key: "the-only-key", Encode: encode},
+			Run:  func(ctx context.Context, tx domain.Tx) error { return add(ctx, tx, key) },
+		})
+		return err
+	}
+	require.Error(t, do(func(any, error) domain.Answer { panic("boom") }))
+	require.EqualValues(t, 0, w.stock(key))
+	require.NoError(t, do(func(any, error) domain.Answer { return domain.Answer{Status: 201} }))
 	require.EqualValues(t, 1, w.stock(key))
 }
 

@@ -48,6 +48,7 @@ var suite = []struct {
 	{"a release lets the next in at once", exclusive, testHandOver},
 	{"an error rolls back and releases", everybody, testErrorInSection},
 	{"a panic rolls back and releases", everybody, testPanicInSection},
+	{"a panic while the answer is made rolls back and releases", everybody, testPanicInAnswer},
 	{"reversed and overlapping key sets do not deadlock", everybody, testManyKeys},
 	{"a failed acquire of several keys gives back the first", exclusive, testPartialAcquire},
 	{"tokens rise over release and a new process", fences, testTokensRise},

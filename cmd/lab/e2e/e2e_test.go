@@ -1,11 +1,8 @@
 package e2e_test
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -21,6 +18,7 @@ import (
 	"fencepost/cmd/lab/internal/instances"
 	"fencepost/cmd/lab/internal/load"
 	"fencepost/cmd/lab/internal/servers"
+	"fencepost/cmd/lab/internal/shop"
 	"fencepost/domain/postgres/postgrestest"
 )
 
@@ -61,6 +59,12 @@ func TestMain(m *testing.M) {
 // start runs n instances with the strategy for everything, until the test ends.
 func start(t *testing.T, n int, strategy string, env ...string) []*instances.Instance {
 	t.Helper()
+	return startLogging(t, nil, n, strategy, env...)
+}
+
+// startLogging is start, with the logs in a file; nil stands for one in the laboratory's folder.
+func startLogging(t *testing.T, log *os.File, n int, strategy string, env ...string) []*instances.Instance {
+	t.Helper()
 	addresses := make([]string, n)
 	for i := range addresses {
 		var err error
@@ -70,6 +74,7 @@ func start(t *testing.T, n int, strategy string, env ...string) []*instances.Ins
 	running, err := instances.Start(t.Context(), lab, instances.Config{
 		Binary:    binary,
 		Addresses: addresses,
+		Output:    log,
 		Env: append([]string{
 			"FENCEPOST_INVENTORY_LOCK=" + strategy,
 			"FENCEPOST_COUPON_LOCK=" + strategy,
@@ -101,13 +106,9 @@ func database(t *testing.T) *pgx.Conn {
 // variable is what the laboratory tells an instance of its servers.
 func variable(t *testing.T, name string) string {
 	t.Helper()
-	for _, v := range lab.Env() {
-		if value, ok := strings.CutPrefix(v, name+"="); ok {
-			return value
-		}
-	}
-	t.Fatalf("the laboratory does not set %s", name)
-	return ""
+	value := lab.Variable(name)
+	require.NotEmpty(t, value, "the laboratory does not set %s", name)
+	return value
 }
 
 // 64 buyers, three instances, a hundred units: exactly a hundred are sold, and a single-use coupon is redeemed once.
@@ -308,33 +309,7 @@ func statusOf(t *testing.T, url string) int {
 
 // exchange returns the status, 0 if there was no answer, and reads the answer into out.
 func exchange(ctx context.Context, method, url string, in, out any) int {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	var body io.Reader
-	if in != nil {
-		data, err := json.Marshal(in)
-		if err != nil {
-			panic(err)
-		}
-		body = bytes.NewReader(data)
-	}
-	request, err := http.NewRequestWithContext(ctx, method, url, body)
-	if err != nil {
-		panic(err)
-	}
-	request.Header.Set("Content-Type", "application/json")
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return 0
-	}
-	defer response.Body.Close()
-	if out == nil {
-		out = new(json.RawMessage)
-	}
-	if json.NewDecoder(response.Body).Decode(out) != nil {
-		return 0 // cut off: whatever the status line said, this is no acknowledgement
-	}
-	return response.StatusCode
+	return shop.Exchange(ctx, method, url, in, out).Status
 }
 
 // reservations lists what the database knows of the item.

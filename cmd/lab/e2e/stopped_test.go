@@ -15,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"fencepost/cmd/lab/internal/instances"
-	"fencepost/domain/postgres/pgwire"
+	"fencepost/domain/postgres/pgproxy"
 	"fencepost/domain/postgres/postgrestest"
 )
 
@@ -141,12 +141,12 @@ func stopHolder(t *testing.T, strategy, fencing, review string, held func(statem
 
 	var armed atomic.Bool // once the holder has started
 	sent, letGo := make(chan struct{}), make(chan struct{})
-	proxy := postgrestest.NewProxy(t, through.String(), func(_ *pgwire.Proxy, r pgwire.Request) pgwire.Verdict {
+	proxy := postgrestest.NewProxy(t, through.String(), func(_ *pgproxy.Proxy, r pgproxy.Request) pgproxy.Verdict {
 		if armed.Load() && held(r.Statement) && armed.CompareAndSwap(true, false) {
 			close(sent)
 			<-letGo
 		}
-		return pgwire.Pass
+		return pgproxy.Pass
 	})
 	s := &stoppedHolder{
 		letGo:   sync.OnceFunc(func() { close(letGo) }),

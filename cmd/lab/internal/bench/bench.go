@@ -18,7 +18,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"fencepost/cmd/lab/internal/databases"
 	"fencepost/cmd/lab/internal/instances"
+	"fencepost/cmd/lab/internal/report"
 	"fencepost/cmd/lab/internal/servers"
 )
 
@@ -132,8 +134,8 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	r.main = database{variable(r.lab, serviceVariable), variable(r.lab, ownerVariable)}
-	if err := r.main.exec(ctx, string(schema)); err != nil {
+	r.main = database{databases.Of(r.lab)}
+	if err := r.main.Exec(ctx, string(schema)); err != nil {
 		return fmt.Errorf("make the peers' tables: %w", err)
 	}
 	for _, s := range r.Scenarios {
@@ -148,10 +150,11 @@ func (r *run) prepare(ctx context.Context) (err error) {
 
 // grow makes a database that has n reservations. Each number has one of its own, so that they can be measured in turn.
 func (r *run) grow(ctx context.Context, n int) error {
-	d, err := r.main.copied(ctx, fmt.Sprintf("bench_%d", n))
+	copied, err := r.main.Copied(ctx, fmt.Sprintf("bench_%d", n))
 	if err != nil {
 		return err
 	}
+	d := database{copied}
 	r.stored[n] = d
 	if n == 0 {
 		return nil
@@ -163,7 +166,7 @@ func (r *run) grow(ctx context.Context, n int) error {
 		return err
 	}
 	err = d.load(ctx, n, func(loaded int) {
-		r.Progress(fmt.Sprintf("%s of %s reservations stored", number(float64(loaded)), number(float64(n))))
+		r.Progress(fmt.Sprintf("%s of %s reservations stored", report.Number(float64(loaded)), report.Number(float64(n))))
 	})
 	if err != nil {
 		return err
@@ -236,7 +239,7 @@ func (r *run) start(ctx context.Context, c Contender, d database, n int) ([]*ins
 			return nil, nil, err
 		}
 	}
-	config := instances.Config{Binary: r.peers, Args: []string{c.Name}, Addresses: addresses, Env: d.env()}
+	config := instances.Config{Binary: r.peers, Args: []string{c.Name}, Addresses: addresses, Env: d.Env()}
 	if c.Ours() {
 		config.Binary, config.Args = r.service, nil
 		config.Env = append(config.Env,

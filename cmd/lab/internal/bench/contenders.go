@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"fencepost/cmd/lab/internal/report"
 )
 
 // Contender is one thing that is measured: a strategy of the service, or a peer.
@@ -111,18 +113,11 @@ func Scenarios(clients, stored []int) []Scenario {
 func (s Scenario) String() string {
 	text := "hot item"
 	if s.Items > 1 {
-		text = number(float64(s.Items)) + " items"
+		text = report.Number(float64(s.Items)) + " items"
 	}
-	text += ", " + plural(s.Clients, "client") + ", " + plural(s.Instances, "instance")
+	text += ", " + report.Plural(s.Clients, "client") + ", " + report.Plural(s.Instances, "instance")
 	if s.Growth {
-		text += ", " + number(float64(s.Stored)) + " stored"
+		text += ", " + report.Number(float64(s.Stored)) + " stored"
 	}
 	return text
-}
-
-func plural(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return number(float64(n)) + " " + noun + "s"
 }

@@ -2,83 +2,15 @@ package bench
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net/url"
-	"strings"
 
 	"github.com/jackc/pgx/v5"
 
-	"fencepost/cmd/lab/internal/servers"
-)
-
-// The variables that name the database, and the owner of its schema.
-const (
-	serviceVariable = "FENCEPOST_DATABASE_URL"
-	ownerVariable   = "FENCEPOST_OWNER_URL"
+	"fencepost/cmd/lab/internal/databases"
 )
 
 // database is one database of the laboratory's PostgreSQL.
-type database struct{ service, owner string } // URLs
-
-// use connects as the owner.
-func (d database) use(ctx context.Context, f func(*pgx.Conn) error) error {
-	conn, err := pgx.Connect(ctx, d.owner)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f(conn), conn.Close(context.WithoutCancel(ctx)))
-}
-
-func (d database) exec(ctx context.Context, sql string, args ...any) error {
-	return d.use(ctx, func(conn *pgx.Conn) error {
-		_, err := conn.Exec(ctx, sql, args...)
-		return err
-	})
-}
-
-// env is for a program that is to use this database.
-func (d database) env() []string {
-	return []string{serviceVariable + "=" + d.service, ownerVariable + "=" + d.owner}
-}
-
-// copied makes a database like this one, to which nobody may be connected.
-func (d database) copied(ctx context.Context, name string) (database, error) {
-	maintenance, original, err := d.named("postgres")
-	if err != nil {
-		return database{}, err
-	}
-	err = maintenance.exec(ctx, `CREATE DATABASE `+pgx.Identifier{name}.Sanitize()+` TEMPLATE `+pgx.Identifier{original}.Sanitize())
-	if err != nil {
-		return database{}, fmt.Errorf("create the database %s: %w", name, err)
-	}
-	copied, _, err := d.named(name)
-	return copied, err
-}
-
-// named is another database of the same server, and what this one is called.
-func (d database) named(name string) (other database, was string, err error) {
-	service, err := url.Parse(d.service)
-	if err != nil {
-		return database{}, "", errors.New(serviceVariable + " is not a URL") // which may have a password in it
-	}
-	owner, err := url.Parse(d.owner)
-	if err != nil {
-		return database{}, "", errors.New(ownerVariable + " is not a URL")
-	}
-	was = strings.TrimPrefix(owner.Path, "/")
-	service.Path, owner.Path = "/"+name, "/"+name
-	return database{service.String(), owner.String()}, was, nil
-}
-
-func variable(lab *servers.Lab, name string) string {
-	for _, v := range lab.Env() {
-		if value, found := strings.CutPrefix(v, name+"="); found {
-			return value
-		}
-	}
-	return ""
-}
+type database struct{ databases.Database }
 
 // sums are what the database says of some items. They are equal, unless somebody has worked on a stale read or has lost
 // what was written.
@@ -107,7 +39,7 @@ func (d database) check(ctx context.Context, ours bool, skus []string, created, 
 		query, keys = oursSQL, resources(skus)
 	}
 	var s sums
-	err := d.use(ctx, func(conn *pgx.Conn) error {
+	err := d.Use(ctx, func(conn *pgx.Conn) error {
 		return conn.QueryRow(ctx, query, keys, int64(stock)).Scan(&s.taken, &s.rows, &s.ledger)
 	})
 	if err != nil {
@@ -130,7 +62,7 @@ func resources(skus []string) []string {
 
 // addPeerItems puts items on sale for the peers.
 func (d database) addPeerItems(ctx context.Context, skus []string) error {
-	return d.exec(ctx, `INSERT INTO peers.items SELECT unnest($1::text[]), $2`, skus, int64(stock))
+	return d.Exec(ctx, `INSERT INTO peers.items SELECT unnest($1::text[]), $2`, skus, int64(stock))
 }
 
 const (
@@ -160,7 +92,7 @@ func (d database) load(ctx context.Context, n int, progress func(loaded int)) er
 		`INSERT INTO peers.reservations (id, sku, quantity)
 		 SELECT ` + id + `, 'stored-' || n % $3, 1` + numbers,
 	}
-	err := d.use(ctx, func(conn *pgx.Conn) error {
+	err := d.Use(ctx, func(conn *pgx.Conn) error {
 		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 			if err := guards(ctx, tx, "DISABLE"); err != nil {
 				return err
@@ -190,7 +122,7 @@ func (d database) load(ctx context.Context, n int, progress func(loaded int)) er
 		return fmt.Errorf("store %d reservations: %w", n, err)
 	}
 	// Or the server would do it by itself, during the measurements.
-	return d.exec(ctx, `VACUUM (ANALYZE) items, reservation_lines, ledger, peers.items, peers.reservations`)
+	return d.Exec(ctx, `VACUUM (ANALYZE) items, reservation_lines, ledger, peers.items, peers.reservations`)
 }
 
 func guards(ctx context.Context, tx pgx.Tx, action string) error {

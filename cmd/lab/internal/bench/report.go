@@ -1,15 +1,14 @@
 package bench
 
 import (
-	"cmp"
 	"fmt"
 	"io"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
+
+	"fencepost/cmd/lab/internal/report"
 )
 
 // Report is what a benchmark has found.
@@ -193,13 +192,6 @@ func (r *Report) judge(targets []target) []Verdict {
 	return verdicts
 }
 
-// Table is a part of the report for people to read.
-type Table struct {
-	Title  string
-	Header []string
-	Rows   [][]string
-}
-
 // Setting says where and how the figures were taken.
 func (r *Report) Setting() string {
 	servers := slices.Clone(r.Servers)
@@ -209,33 +201,33 @@ func (r *Report) Setting() string {
 	servers = slices.DeleteFunc(servers, func(s string) bool { return strings.Contains(s, "-") })
 	return fmt.Sprintf("%s, %s, %s. Medians of %s of %s s, with the least and the most in brackets. "+
 		"The load, the services and the servers shared one machine.",
-		plural(r.CPUs, "CPU"), r.Platform, strings.Join(servers, ", "), plural(r.Rounds, "round"), strconv.FormatFloat(r.Seconds, 'g', 3, 64))
+		report.Plural(r.CPUs, "CPU"), r.Platform, strings.Join(servers, ", "), report.Plural(r.Rounds, "round"), strconv.FormatFloat(r.Seconds, 'g', 3, 64))
 }
 
 // Targets has the ratios that are to be reached, one table for each kind.
-func (r *Report) Targets() []Table {
-	var tables []Table
+func (r *Report) Targets() []report.Table {
+	var tables []report.Table
 	for _, v := range r.Verdicts {
 		if len(tables) == 0 || tables[len(tables)-1].Title != v.Group {
-			tables = append(tables, Table{Title: v.Group, Header: []string{"", "ratio", "target", "aim", "met"}})
+			tables = append(tables, report.Table{Title: v.Group, Header: []string{"", "ratio", "target", "aim", "met"}})
 		}
 		met := "no"
 		if v.Met {
 			met = "yes"
 		}
 		t := &tables[len(tables)-1]
-		t.Rows = append(t.Rows, []string{v.Text, bracketed(v.Ratio), "≥ " + number(v.Least), number(v.Aim), met})
+		t.Rows = append(t.Rows, []string{v.Text, bracketed(v.Ratio), "≥ " + report.Number(v.Least), report.Number(v.Aim), met})
 	}
 	return tables
 }
 
 // Tables has one table for each scenario.
-func (r *Report) Tables() []Table {
-	var tables []Table
+func (r *Report) Tables() []report.Table {
+	var tables []report.Table
 	for _, result := range r.Results {
 		title := result.Scenario.String()
 		if len(tables) == 0 || tables[len(tables)-1].Title != title {
-			tables = append(tables, Table{
+			tables = append(tables, report.Table{
 				Title:  title,
 				Header: []string{"", "answers/s", "p50 ms", "p99 ms", "unanswered", "answers/s / a peer's"},
 			})
@@ -247,7 +239,7 @@ func (r *Report) Tables() []Table {
 		t := &tables[len(tables)-1]
 		t.Rows = append(t.Rows, []string{
 			result.Contender, bracketed(result.PerSecond),
-			number(result.P50.Median), number(result.P99.Median), number(float64(unanswered)), r.besides(result),
+			report.Number(result.P50.Median), report.Number(result.P99.Median), report.Number(float64(unanswered)), r.besides(result),
 		})
 	}
 	return tables
@@ -270,12 +262,8 @@ func (r *Report) besides(result Result) string {
 func (r *Report) Print(out io.Writer) error {
 	fmt.Fprintln(out, r.Setting())
 	for _, t := range append(r.Tables(), r.Targets()...) {
-		fmt.Fprintf(out, "\n%s\n", t.Title)
-		w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-		for _, row := range append([][]string{t.Header}, t.Rows...) {
-			fmt.Fprintln(w, strings.Join(row, "\t"))
-		}
-		if err := w.Flush(); err != nil {
+		fmt.Fprintln(out)
+		if err := t.Print(out); err != nil {
 			return err
 		}
 	}
@@ -287,39 +275,19 @@ func (r *Report) Print(out io.Writer) error {
 
 // Markdown is the setting, and the targets as one table.
 func (r *Report) Markdown() string {
-	var b strings.Builder
-	row := func(cells []string) { fmt.Fprintf(&b, "| %s |\n", strings.Join(cells, " | ")) }
-	fmt.Fprintf(&b, "%s\n\n", r.Setting())
-	for i, t := range r.Targets() {
-		if i == 0 {
-			row(t.Header)
-			row(slices.Repeat([]string{"---"}, len(t.Header)))
-		}
-		row(append([]string{"**" + t.Title + "**"}, make([]string, len(t.Header)-1)...))
-		for _, cells := range t.Rows {
-			row(cells)
-		}
+	var all report.Table
+	for _, t := range r.Targets() {
+		all.Header = t.Header
+		all.Rows = append(all.Rows, append([]string{"**" + t.Title + "**"}, make([]string, len(t.Header)-1)...))
+		all.Rows = append(all.Rows, t.Rows...)
 	}
-	return b.String()
+	if len(all.Rows) == 0 {
+		return r.Setting() + "\n\n"
+	}
+	return r.Setting() + "\n\n" + all.Markdown()
 }
 
 // bracketed is a median with the least and the most behind it.
 func bracketed(s Span) string {
-	return fmt.Sprintf("%s (%s–%s)", number(s.Median), number(s.Least), number(s.Most))
-}
-
-// number writes three digits that count, and all of a whole number's: 0.912, 4.05, 31.8, 12,345.
-func number(v float64) string {
-	if v != math.Trunc(v) && v < 100 {
-		text := strconv.FormatFloat(v, 'f', max(0, 2-int(math.Floor(math.Log10(cmp.Or(math.Abs(v), 1))))), 64)
-		if strings.Contains(text, ".") {
-			text = strings.TrimRight(strings.TrimRight(text, "0"), ".")
-		}
-		return text
-	}
-	text := strconv.FormatFloat(math.Round(v), 'f', 0, 64)
-	for i := len(text) - 3; i > 0; i -= 3 {
-		text = text[:i] + "," + text[i:]
-	}
-	return text
+	return fmt.Sprintf("%s (%s–%s)", report.Number(s.Median), report.Number(s.Least), report.Number(s.Most))
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
 
+	"fencepost/cmd/lab/internal/databases"
 	"fencepost/cmd/lab/internal/instances"
 	"fencepost/cmd/lab/internal/servers"
 )
@@ -85,25 +86,11 @@ func (c *Control) Close() error {
 }
 
 // storage is PostgreSQL's own word on whether it syncs.
-func storage(ctx context.Context, lab *servers.Lab) (string, error) {
-	conn, err := pgx.Connect(ctx, variable(lab, "FENCEPOST_DATABASE_URL"))
-	if err != nil {
-		return "", err
-	}
-	defer conn.Close(ctx)
-	var fsync, commit string
-	err = conn.QueryRow(ctx, `SELECT current_setting('fsync'), current_setting('synchronous_commit')`).Scan(&fsync, &commit)
-	return fmt.Sprintf("fsync %s, synchronous_commit %s", fsync, commit), err
-}
-
-// variable is what the laboratory tells programs of its servers; empty if there is no such server.
-func variable(lab *servers.Lab, name string) string {
-	for _, v := range lab.Env() {
-		if value, ok := strings.CutPrefix(v, name+"="); ok {
-			return value
-		}
-	}
-	return ""
+func storage(ctx context.Context, lab *servers.Lab) (text string, err error) {
+	err = databases.Of(lab).Use(ctx, func(conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, `SELECT format('fsync %s, synchronous_commit %s', current_setting('fsync'), current_setting('synchronous_commit'))`).Scan(&text)
+	})
+	return text, err
 }
 
 // target is what a fault is done to.

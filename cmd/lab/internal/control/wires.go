@@ -8,13 +8,14 @@ import (
 	"strings"
 	"sync"
 
+	"fencepost/cmd/lab/internal/databases"
 	"fencepost/cmd/lab/internal/servers"
-	"fencepost/domain/postgres/pgwire"
+	"fencepost/domain/postgres/pgproxy"
 )
 
 // wires lead one instance to its servers.
 type wires struct {
-	postgres  *pgwire.Proxy
+	postgres  *pgproxy.Proxy
 	zookeeper *cable // nil without one
 
 	mu      sync.Mutex
@@ -40,11 +41,11 @@ var messages = map[string]message{
 func newWires(lab *servers.Lab) (*wires, error) {
 	w := &wires{}
 	var err error
-	if w.postgres, err = pgwire.New(variable(lab, "FENCEPOST_DATABASE_URL"), w.judge); err != nil {
+	if w.postgres, err = pgproxy.Start(databases.Of(lab).Service, pgproxy.Watch{Judge: w.judge}); err != nil {
 		return nil, err
 	}
 	// An ensemble has its own ways to keep a client connected; it is left alone.
-	if address := variable(lab, "FENCEPOST_ZOOKEEPER_SERVERS"); address != "" && !strings.Contains(address, ",") {
+	if address := lab.Variable("FENCEPOST_ZOOKEEPER_SERVERS"); address != "" && !strings.Contains(address, ",") {
 		if w.zookeeper, err = newCable(address); err != nil {
 			w.postgres.Close()
 			return nil, err
@@ -63,6 +64,7 @@ func (w *wires) env() []string {
 
 func (w *wires) close() {
 	w.letGo(context.Background())
+	w.postgres.Cut()
 	w.postgres.Close()
 	if w.zookeeper != nil {
 		w.zookeeper.close()
@@ -84,23 +86,23 @@ func (w *wires) hold(kind, resource string) error {
 	return nil
 }
 
-func (w *wires) judge(_ *pgwire.Proxy, r pgwire.Request) pgwire.Verdict {
+func (w *wires) judge(_ *pgproxy.Proxy, r pgproxy.Request) pgproxy.Verdict {
 	w.mu.Lock()
 	m := w.waiting
 	if m == nil || m.answered != nil || !strings.HasPrefix(strings.TrimSpace(r.Statement), m.statement) || !r.Mentions(m.resource) {
 		w.mu.Unlock()
-		return pgwire.Pass
+		return pgproxy.Pass
 	}
 	if m.skip > 0 {
 		m.skip--
 		w.mu.Unlock()
-		return pgwire.Pass
+		return pgproxy.Pass
 	}
 	m.answered = r.Answered()
 	w.mu.Unlock()
 	close(m.sent)
 	<-m.letGo
-	return pgwire.Pass
+	return pgproxy.Pass
 }
 
 // caught returns when the message is on its way that was to be held back, and its statement; at once if there is none.
