@@ -34,9 +34,12 @@ type Watch struct {
 	// Judge is called with every message of a client but the first before it is passed on, for each connection on a goroutine
 	// of its own: as long as it does not return, this message and what follows it stay where they are.
 	Judge func(*Proxy, Request) Verdict
-	// Refused, if set, is called with the SQLSTATE of every error that the server answers.
-	Refused func(sqlState string)
+	// Refused, if set, is called with every error that the server answers.
+	Refused func(Error)
 }
+
+// Error is what the server says when it refuses something.
+type Error struct{ SQLState, Detail string }
 
 // Request is one message of a client.
 type Request struct {
@@ -182,7 +185,7 @@ func (p *Proxy) answers(client io.Writer, server io.Reader, answerIsLost *atomic
 			return
 		}
 		if message[0] == 'E' && p.watch.Refused != nil {
-			p.watch.Refused(sqlState(message[5:]))
+			p.watch.Refused(errorOf(message[5:]))
 		}
 		if _, err := client.Write(message); err != nil {
 			return
@@ -201,12 +204,18 @@ func read(from io.Reader, header int) ([]byte, error) {
 	return append(head, body...), err
 }
 
-// sqlState finds the SQLSTATE among the fields of an error: each is a letter and a text that ends with a zero.
-func sqlState(fields []byte) string {
+// errorOf reads the fields of an error: each is a letter and a text that ends with a zero.
+func errorOf(fields []byte) (e Error) {
 	for field := range bytes.SplitSeq(fields, []byte{0}) {
-		if state, ok := bytes.CutPrefix(field, []byte("C")); ok {
-			return string(state)
+		if len(field) == 0 {
+			continue
+		}
+		switch text := string(field[1:]); field[0] {
+		case 'C':
+			e.SQLState = text
+		case 'D':
+			e.Detail = text
 		}
 	}
-	return ""
+	return e
 }

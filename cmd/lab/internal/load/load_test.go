@@ -148,7 +148,7 @@ func TestOrders(t *testing.T) {
 	assert.EqualValues(t, r.Outcomes["created"], coupon.Held)
 	assert.EqualValues(t, 4*r.Outcomes["created"], r.Held, "three lines and a use of the coupon each")
 	assert.Equal(t, 100, r.Outcomes["created"]+r.Outcomes["out_of_stock"]+r.Outcomes["coupon_exhausted"])
-	assert.Contains(t, r.Race, "orders of 3 lines, 5 items of 20 units, and a coupon of 20 uses; closed loop, 32 buyers; 2 instances")
+	assert.Contains(t, r.Race, "orders of 3 lines, 5 items of 20 units, and a coupon of 20 uses; closed loop, 32 buyers, 100 attempts; 2 instances")
 }
 
 // A service that stops for a moment delays everybody who wants something meanwhile. An open loop shows that; in a closed one a
@@ -365,7 +365,7 @@ func TestAnInstanceIsKilled(t *testing.T) {
 func TestAllInstancesAreKilled(t *testing.T) {
 	t.Parallel()
 	s := &shop{locked: true, fencing: "enforced", think: time.Millisecond}
-	o := load.Options{Limit: 300, Requests: 300, Buyers: 4, Timeout: 500 * time.Millisecond}
+	o := load.Options{Limit: 300, Requests: 300, Buyers: 4, Timeout: 2 * time.Second}
 	after(s, 20, mortal(t, s, &o))
 	r, err := load.Run(t.Context(), o)
 	require.NoError(t, err)
@@ -399,7 +399,7 @@ func TestAnInstanceHangs(t *testing.T) {
 	t.Cleanup(server.Close)
 	t.Cleanup(func() { close(over) })
 	o.Instances = append(o.Instances, server.URL)
-	o.Buyers, o.Requests, o.Patience = 4, 60, 200*time.Millisecond
+	o.Buyers, o.Requests, o.Patience = 4, 60, time.Second
 	r, err := load.Run(t.Context(), o)
 	require.NoError(t, err)
 	assert.True(t, r.OK, "%+v", r)

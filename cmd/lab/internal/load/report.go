@@ -21,9 +21,9 @@ type Report struct {
 	Strategy string   `json:"strategy"`
 	Fencing  string   `json:"fencing"`
 	Verdict  string   `json:"verdict"`
-	Audited  bool     `json:"audited"` // false: there is no verdict, and nothing of the database's here
-	OK       bool     `json:"ok"`      // the database's verdict, nothing is missing, and there is nothing that nobody asked for
-	Notes    []string `json:"notes"`   // what a reader of the figures should know
+	Audited  bool     `json:"audited"`         // false: there is no verdict, and nothing of the database's here
+	OK       bool     `json:"ok"`              // the database's verdict, nothing is missing, and there is nothing that nobody asked for
+	Notes    []string `json:"notes,omitempty"` // what a reader of the figures should know
 
 	Limit     int64 `json:"limit"`
 	Sold      int64 `json:"sold"`

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -49,14 +50,11 @@ func (c *client) create(ctx context.Context, o Options, g goods) error {
 // should be requests, not handshakes.
 func (c *client) meet(ctx context.Context, o Options) error {
 	errs := make([]error, o.Buyers)
-	var group errgroup.Group
+	var buyers sync.WaitGroup
 	for b := range o.Buyers {
-		group.Go(func() error {
-			errs[b] = c.greet(ctx, o.Instances[b%len(o.Instances)])
-			return nil
-		})
+		buyers.Go(func() { errs[b] = c.greet(ctx, o.Instances[b%len(o.Instances)]) })
 	}
-	_ = group.Wait()
+	buyers.Wait()
 	return cmp.Or(errs...) // that of the first buyer: each instance has one of the first
 }
 
@@ -90,19 +88,17 @@ func (c *client) attendance(ctx context.Context, instances []string) []error {
 	ctx, cancel := context.WithTimeoutCause(ctx, settle, fmt.Errorf("no answer within %s", settle))
 	defer cancel()
 	errs := make([]error, len(instances))
-	var group errgroup.Group
+	var group sync.WaitGroup
 	for i, base := range instances {
-		group.Go(func() error {
-			if _, err := c.exchange(ctx, http.MethodGet, base+"/healthz", nil, nil); err != nil {
+		group.Go(func() {
+			if _, err := c.exchange(ctx, http.MethodGet, base+"/healthz", nil, nil); errors.Is(err, context.DeadlineExceeded) {
+				errs[i] = context.Cause(ctx)
+			} else if err != nil {
 				errs[i] = reason(err)
-				if errors.Is(err, context.DeadlineExceeded) {
-					errs[i] = context.Cause(ctx)
-				}
 			}
-			return nil
 		})
 	}
-	_ = group.Wait()
+	group.Wait()
 	return errs
 }
 
