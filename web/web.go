@@ -1,10 +1,12 @@
-// Package web is the demo page: a race of many buyers for one item, over every running instance, with the database's own
-// count at the end. The page is plain HTML, CSS and ES modules, embedded as they are read here; there is no build step.
-// Beside it, at /docs, is a page that shows the OpenAPI document, with Swagger UI.
+// Package web is the demo page: races of many buyers for one item, over every running instance, with the database's own
+// count at the end; lanes that show who held the lock, who wrote, and what the fence refused; and stories in which servers
+// are broken. The page is plain HTML, CSS and ES modules, embedded as they are read here; there is no build step. What it
+// shows is a fold of events (static/reducer.js), live and replayed alike. Beside it, at /docs, is a page that shows the OpenAPI
+// document, with Swagger UI.
 //
 // It promises that the page loads nothing from other hosts and sends requests to no one but the instances it was told of:
 // the browser enforces both through the Content-Security-Policy. It talks to the service as any other client does, over
-// the public API, and knows nothing of the rest of the program.
+// the public API and, where there are any, the operations of the demonstration, and knows nothing of the rest of the program.
 package web
 
 import (

@@ -55,9 +55,17 @@ func listen(faults http.Handler) (address string, stop func(), err error) {
 	if err != nil {
 		return "", nil, err
 	}
-	server := &http.Server{Handler: faults, ReadHeaderTimeout: time.Second}
+	own := listener.Addr().String()
+	guarded := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Host != own { // a web site whose name leads to 127.0.0.1 (DNS rebinding) is still called by its name
+			http.Error(w, "another host's name", http.StatusMisdirectedRequest)
+			return
+		}
+		faults.ServeHTTP(w, r)
+	})
+	server := &http.Server{Handler: guarded, ReadHeaderTimeout: time.Second}
 	go func() { _ = server.Serve(listener) }() // until it is closed
-	return "http://" + listener.Addr().String(), func() { _ = server.Close() }, nil
+	return "http://" + own, func() { _ = server.Close() }, nil
 }
 
 // start builds the service and brings up three instances of it that have something to sell.

@@ -29,7 +29,7 @@ export class Compare {
   /**
    * @param {{
    *   run: import('./run.js').Run, player: import('./player.js').Player, announce: (text: string) => void,
-   *   strategies: () => import('./words.js').Strategy[], settings: () => import('./reducer.js').Settings, leaveStory: () => Promise<void>,
+   *   strategies: () => import('./words.js').Strategy[], settings: () => import('./reducer.js').Settings, taken: () => boolean, leaveStory: () => Promise<void>,
    * }} page
    */
   constructor(page) {
@@ -41,7 +41,7 @@ export class Compare {
 
   async race() {
     const { run, player, announce } = this.page;
-    if (this.running || run.busy) return setText($('compare-text'), 'A race is under way. Wait for its end, or reset it.');
+    if (this.running || this.page.taken()) return setText($('compare-text'), 'A race is under way. Wait for its end, or reset it.');
     await this.page.leaveStory();
     this.running = true;
     this.rows = [];

@@ -41,7 +41,7 @@ const run = new Run({ fleet, player, key: () => key.value });
 const guide = new Guide({ run, player, fleet, announce });
 const faults = new Faults({ run, fleet, announce });
 new Compare({
-  run, player, announce, strategies: () => strategies, settings, leaveStory: () => guide.leave(),
+  run, player, announce, taken, strategies: () => strategies, settings, leaveStory: () => guide.leave(),
 });
 
 // --- Finding out what there is -----------------------------------------------------------------------------------------
@@ -121,27 +121,36 @@ function settings() {
 }
 
 async function race() {
-  if (!chosen() || !form.reportValidity() || run.busy) return;
+  if (!chosen() || !form.reportValidity() || taken()) return;
   await guide.leave();
   guide.draw();
-  run.pace = Number(select('pace').value);
   const s = settings();
   announce(`The race begins: ${s.buyers} buyers, ${units(s.stock)}, lock ${s.strategy}.`);
   const box = $('verdict').getBoundingClientRect();
   if (box.top < 0 || box.bottom > innerHeight) $('verdict').scrollIntoView(); // on a small screen it is below the form
-  await run.race(s);
+  await run.race(s, Number(select('pace').value));
   const { audit, trouble } = player.state;
   announce(audit ? verdict(audit) : trouble);
 }
 
-function reset() {
+/** Whether something is under way that a race would have to wait for. A story that stands still gives way. */
+function taken() {
+  return guide.acting || (run.busy && guide.step === 0);
+}
+
+async function reset() {
+  if (guide.acting) return;
+  if (guide.step > 0) {
+    await guide.leave();
+    guide.draw();
+  }
   if (run.busy) return run.stop();
   picture.marked = 0;
   player.load([]);
 }
 
 function pauseOrGo() {
-  if (!run.busy) return race();
+  if (!run.busy || guide.step > 0) return race();
   if (run.paused) run.go();
   else run.pause();
   draw();
@@ -249,10 +258,10 @@ setInterval(() => { if (live() && !document.hidden) draw(); }, 250);
 
 function drawControls() {
   const usable = chosen() !== undefined && hindrance === '';
-  button('start').disabled = run.busy || !usable;
-  button('pause').disabled = !run.busy;
+  button('start').disabled = taken() || !usable;
+  button('pause').disabled = !run.busy || guide.step > 0;
   setText(button('pause'), run.paused ? 'Go on' : 'Pause');
-  button('step').disabled = !(run.busy && run.paused);
+  button('step').disabled = !(run.busy && run.paused) || guide.step > 0;
   button('stop').disabled = player.events.length === 0 || run.stopped && run.busy;
   setText(button('stop'), run.busy ? 'Stop' : 'Reset');
   button('buy').disabled = !player.state.sku || player.state.sku !== run.sku || run.busy;

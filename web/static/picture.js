@@ -9,7 +9,7 @@ import { host, letter, milliseconds, reasons, refusalSQL, sentence, verdict } fr
 /** @typedef {import('./reducer.js').State} State */
 /** @typedef {import('./reducer.js').Buyer} Buyer */
 
-const mostRows = 200;
+const mostRows = 100;
 
 /** While many answers arrive, what is read and not glanced at is drawn so rarely: the dots must not have to wait for it. */
 const calmMs = 200;

@@ -108,6 +108,7 @@ export class Run {
   async prepare(settings) {
     this.busy = true;
     this.stopped = this.paused = false;
+    this.pace = 0;
     this.settings = settings;
     this.#began = performance.now();
     this.#skew = this.#buyers = this.#next = this.#steps = 0;
@@ -121,10 +122,12 @@ export class Run {
   /**
    * A race from beginning to end.
    * @param {Settings} settings
+   * @param {number} [pace]
    */
-  async race(settings) {
+  async race(settings, pace = 0) {
     try {
       await this.prepare(settings);
+      this.pace = pace;
       await this.crowd(deal(settings.buyers, settings.instances));
       await this.count();
     } catch (cause) {

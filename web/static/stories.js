@@ -97,6 +97,16 @@ export class Stage {
     await this.run.count();
   }
 
+  /**
+   * Buyers ask again, slowly enough that there are some before the order, while it is given, and after it.
+   * @param {string} strategy
+   */
+  async goOn(strategy) {
+    this.run.pace = 50;
+    this.run.go();
+    await this.run.switchTo(strategy);
+  }
+
   /** Has every instance run, whatever somebody has done to it before. */
   async ready() {
     await this.run.look();
@@ -113,6 +123,7 @@ export class Stage {
     await this.ready();
     await Promise.allSettled(this.under);
     this.under = [];
+    this.run.busy = false;
   }
 }
 
@@ -293,14 +304,13 @@ export const stories = [
     steps: [
       {
         title: 'A race under row locks',
-        say: '120 buyers, 40 units, three instances. The item is locked by PostgreSQL’s row locks. After a third of the buyers the race is held for a moment.',
+        say: '150 buyers, 50 units, three instances. The item is locked by PostgreSQL’s row locks. After some of the buyers the race is held for a moment.',
         act: async (stage) => {
           const all = stage.instances.slice(0, 3);
           const { run } = stage;
-          await run.prepare(stage.settings('Switching under load', 'postgres', 'enforced', { stock: 40, buyers: 120, instances: all }));
-          run.pace = 0;
-          stage.under.push(run.crowd(deal(120, all)));
-          await answered(stage, 40);
+          await run.prepare(stage.settings('Switching under load', 'postgres', 'enforced', { stock: 50, buyers: 150, instances: all }));
+          stage.under.push(run.crowd(deal(150, all)));
+          await answered(stage, 30);
           run.pause();
         },
       },
@@ -308,9 +318,8 @@ export const stories = [
         title: 'To Redis, while buyers ask',
         say: 'The order goes to PostgreSQL, which puts Redis in charge of the item with the next epoch. Instances notice at their next write, and follow. Requests that are under way with the old lock are refused by the fence and begin again.',
         act: async (stage) => {
-          stage.run.go();
-          await stage.run.switchTo('redis');
-          await answered(stage, 80);
+          await stage.goOn('redis');
+          await answered(stage, 90);
           stage.run.pause();
         },
       },
@@ -318,8 +327,7 @@ export const stories = [
         title: 'To ZooKeeper, to the end',
         say: 'Once more. For a moment two kinds of lock are in use at once, and still no unit is sold twice: the epoch says which one counts.',
         act: async (stage) => {
-          stage.run.go();
-          await stage.run.switchTo('zookeeper');
+          await stage.goOn('zookeeper');
           await Promise.all(stage.under);
           stage.under = [];
           await stage.run.count();

@@ -145,8 +145,8 @@ export function sentence(state, e) {
       switch (grant?.strategy) {
         case 'none': return `${who} takes no lock, and reads the stock.`;
         case 'local': return `${who} takes the mutex of its own process, which no other process knows of.`;
-        case 'postgres': return `${who} asks PostgreSQL for the row lock${token}.`;
-        default: return `${who} has the lock from ${lockLane(grant?.strategy ?? '')}${token}${grant?.until ? '' : ''}.`;
+        case 'postgres': return `${who} asks PostgreSQL for the row lock, which comes with the token.`;
+        default: return `${who} has the lock from ${lockLane(grant?.strategy ?? '')}${token}.`;
       }
     case 'write': {
       if (e.outcome === 'out_of_stock') return `${who} finds nothing left, and writes nothing${token}.`;

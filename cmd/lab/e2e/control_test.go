@@ -20,7 +20,7 @@ import (
 func TestControl(t *testing.T) {
 	faults, err := control.New(t.Context(), lab, 2)
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, faults.Close()) })
+	t.Cleanup(faults.Close)
 	addresses := make([]string, 2)
 	for i := range addresses {
 		addresses[i], err = lab.FreeAddress()

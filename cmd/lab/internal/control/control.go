@@ -52,7 +52,8 @@ func New(ctx context.Context, lab *servers.Lab, n int) (*Control, error) {
 	for i := range c.states {
 		w, err := newWires(lab)
 		if err != nil {
-			return nil, errors.Join(err, c.Close())
+			c.Close()
+			return nil, err
 		}
 		c.wires = append(c.wires, w)
 		c.states[i] = running
@@ -73,7 +74,7 @@ func (c *Control) Serve(running []*instances.Instance) {
 }
 
 // Close lets go of whatever is held back. The instances have ended by then.
-func (c *Control) Close() error {
+func (c *Control) Close() {
 	for _, timer := range c.timers {
 		if timer != nil {
 			timer.Stop()
@@ -82,7 +83,6 @@ func (c *Control) Close() error {
 	for _, w := range c.wires {
 		w.close()
 	}
-	return nil
 }
 
 // storage is PostgreSQL's own word on whether it syncs.
