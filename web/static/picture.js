@@ -136,7 +136,7 @@ export class Picture {
       hidden = entries.length - shown;
     }
     setText($('lanes-text'), hidden > 0 ? `${entries.length - hidden} of ${entries.length} happenings are drawn. Choose another in the table of events, or go back in time.` : '');
-    const words = entries.slice(-60).map((e) => element('li', { value: String(e.n) }, sentence(state, e)));
+    const words = entries.slice(-400).map((e) => element('li', { value: String(e.n) }, sentence(state, e)));
     $('steps').replaceChildren(...(words.length > 0 ? words : [element('li', {}, 'Nothing has happened yet.')]));
   }
 
