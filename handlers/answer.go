@@ -1,6 +1,7 @@
 package handlers
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -21,16 +22,19 @@ const (
 	headerIfNoneMatch = "If-None-Match"
 )
 
-// stamp says under which grant a section ran and where its time went. It is called before the error is looked at: a
-// refusal was decided under a lock as well.
-func stamp(c echo.Context, receipt domain.Receipt) {
+// stamp says under which grant a section was decided and where its time went. A refusal was decided under a lock as well. An
+// answer that is given again was not: the grant under which it was found wrote nothing, and a row lock gives its token to the
+// next transaction again.
+func stamp(c echo.Context, receipt domain.Receipt, err error) {
 	if len(receipt.Grants) == 0 {
 		return
 	}
 	h, grant := c.Response().Header(), receipt.Grants[0]
-	h.Set(headerStrategy, grant.Strategy)
-	if grant.Token != 0 {
-		h.Set(headerToken, fullToken(grant.Epoch, grant.Token))
+	if _, again := errors.AsType[*domain.Replay](err); !again {
+		h.Set(headerStrategy, grant.Strategy)
+		if grant.Token != 0 {
+			h.Set(headerToken, fullToken(grant.Epoch, grant.Token))
+		}
 	}
 	h.Set(headerTiming, fmt.Sprintf("lock;dur=%.3f, db;dur=%.3f", milliseconds(receipt.LockWait), milliseconds(receipt.Database)))
 }

@@ -36,6 +36,7 @@ func TestRetriesAreReplayed(t *testing.T) {
 			first := call(h, http.MethodPost, c.path, c.body, idempotencyKey, "order-4711")
 			require.Less(t, first.Code, 500, first.Body)
 			require.Empty(t, first.Header().Get("Idempotent-Replayed"))
+			require.Equal(t, c.path != "/v1/items", first.Header().Get("Fencepost-Token") == "3.7")
 			made := len(m.items)
 			stock := m.items["lamp"]
 			for range 3 {
@@ -45,6 +46,9 @@ func TestRetriesAreReplayed(t *testing.T) {
 				assert.Equal(t, first.Body.String(), again.Body.String())
 				assert.Equal(t, first.Header().Get("Content-Type"), again.Header().Get("Content-Type"))
 				assert.Equal(t, first.Header().Get("Location"), again.Header().Get("Location"))
+				for _, name := range []string{"Fencepost-Strategy", "Fencepost-Token"} {
+					assert.Empty(t, again.Header().Values(name), "nothing was decided under the lock of now")
+				}
 			}
 			assert.Equal(t, stock, m.items["lamp"], "it happened once")
 			assert.Len(t, m.items, made)
@@ -79,7 +83,7 @@ func TestKeyOfAnotherRequest(t *testing.T) {
 func TestBadKeys(t *testing.T) {
 	t.Parallel()
 	m := newMemory()
-	for _, key := range []string{"short", strings.Repeat("k", 256), "with space in it", "naïve-key", `"unbalanced`, "semi;colon"} {
+	for _, key := range []string{"", "short", strings.Repeat("k", 256), "with space in it", "naïve-key", `"unbalanced`, "semi;colon"} {
 		w := call(newHandler(m), http.MethodPost, "/v1/items/lamp/reservations", `{"quantity": 1}`, idempotencyKey, key)
 		p := problemOf(t, w)
 		assert.Equal(t, "invalid", p.Code, key)

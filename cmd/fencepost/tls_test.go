@@ -252,63 +252,17 @@ func TestRedisOverTLS(t *testing.T) {
 		})
 	}
 	buyers.Wait()
-	status, strategies := i.call(t, "GET", "/v1/strategies", "")
-	require.Equal(t, 200, status)
-	assert.NotContains(t, output()+strategies, "canary")
+	for _, path := range []string{"/v1/strategies", "/metrics"} {
+		status, answer := i.call(t, "GET", path, "")
+		require.Equal(t, 200, status)
+		assert.NotContains(t, answer, "canary", path)
+	}
+	assert.NotContains(t, output(), "canary")
 	assert.NotContains(t, output(), "NOPERM")
 
 	url, output = process(t, env...)
 	assert.Empty(t, url, "the negative control: an authority that is not trusted")
 	assert.Contains(t, output(), "unknown authority")
-	assert.NotContains(t, output(), "canary")
-}
-
-// The ensemble is behind something that speaks TLS for it.
-func TestZooKeeperOverTLS(t *testing.T) {
-	ensemble, _, _ := strings.Cut(os.Getenv("FENCEPOST_ZOOKEEPER_SERVERS"), ",")
-	require.NotEmpty(t, ensemble, "run the tests with 'make test'")
-	db, ca, dir := postgrestest.New(t), newAuthority(t), t.TempDir()
-	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	ca.issue(t, cert, key, 1)
-	pair, err := tls.LoadX509KeyPair(cert, key)
-	require.NoError(t, err)
-	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}})
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = listener.Close() })
-	go func() {
-		for {
-			client, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			server, err := net.Dial("tcp", ensemble)
-			if err != nil {
-				_ = client.Close()
-				continue
-			}
-			for _, pipe := range [][2]net.Conn{{client, server}, {server, client}} {
-				go func() {
-					_, _ = io.Copy(pipe[0], pipe[1])
-					_ = pipe[0].Close()
-				}()
-			}
-		}
-	}()
-	env := []string{
-		"FENCEPOST_DATABASE_URL=" + db.ServiceURL, "FENCEPOST_INVENTORY_LOCK=zookeeper", "FENCEPOST_LOG_LEVEL=debug",
-		"FENCEPOST_ZOOKEEPER_SERVERS=tls://" + listener.Addr().String(),
-	}
-	url, output := process(t, append(env, "SSL_CERT_FILE="+ca.file)...)
-	require.NotEmpty(t, url, output())
-	i, sku := instance{url: url}, uuid.NewString()
-	status, answer := i.call(t, "POST", "/v1/items", `{"sku":"`+sku+`","name":"Lamp","stock":5}`)
-	require.Equal(t, 201, status, answer)
-	status, answer = i.call(t, "POST", "/v1/items/"+sku+"/reservations", `{"quantity":1}`)
-	require.Equal(t, 201, status, answer)
-
-	url, output = process(t, env...)
-	assert.Empty(t, url, "the negative control: an authority that is not trusted")
-	assert.Contains(t, output(), "ZooKeeper at tls://")
 	assert.NotContains(t, output(), "canary")
 }
 

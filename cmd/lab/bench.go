@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -99,31 +98,12 @@ func (c *benchCmd) write(report *bench.Report) error {
 		}
 	}
 	if c.HTML != "" {
-		var page bytes.Buffer
-		if err := report.WriteHTML(&page); err != nil {
-			return err
-		}
-		if err := os.WriteFile(c.HTML, page.Bytes(), 0o644); err != nil {
+		if err := writeHTML(c.HTML, report.WriteHTML); err != nil {
 			return err
 		}
 	}
 	if c.Markdown != "" {
-		return paste(c.Markdown, report.Markdown())
+		return paste(c.Markdown, "benchmark", report.Markdown())
 	}
 	return nil
-}
-
-// paste replaces what is between the two marks.
-func paste(name, text string) error {
-	const begin, end = "<!-- benchmark -->\n", "<!-- /benchmark -->\n"
-	content, err := os.ReadFile(name)
-	if err != nil {
-		return err
-	}
-	before, rest, found := bytes.Cut(content, []byte(begin))
-	_, after, closed := bytes.Cut(rest, []byte(end))
-	if !found || !closed {
-		return fmt.Errorf("%s has no lines <!-- benchmark --> and <!-- /benchmark -->: add them where the table is to be", name)
-	}
-	return os.WriteFile(name, fmt.Appendf(nil, "%s%s\n%s\n%s%s", before, begin, text, end, after), 0o644)
 }

@@ -85,6 +85,6 @@ func TestPasteWantsMarks(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "README.md")
 	for _, content := range []string{"", "<!-- benchmark -->\n", "<!-- /benchmark -->\n<!-- benchmark -->\n"} {
 		require.NoError(t, os.WriteFile(name, []byte(content), 0o644))
-		require.ErrorContains(t, paste(name, "table"), "add them where the table is to be")
+		require.ErrorContains(t, paste(name, "benchmark", "table"), "add them where the table is to be")
 	}
 }

@@ -1,8 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -16,6 +16,8 @@ import (
 type experimentCmd struct {
 	List experimentListCmd `cmd:"" help:"List the experiments, with what each claims."`
 	Run  experimentRunCmd  `cmd:"" help:"Run experiments: put claims about locks to the test, each beside a control that has to fail."`
+
+	Readme experimentReadmeCmd `cmd:"" help:"Put the figures of which-one into a README."`
 }
 
 type experimentListCmd struct{}
@@ -66,6 +68,9 @@ func (c *experimentRunCmd) Validate() error {
 
 // Run prints what was found to the standard output and everything else to the standard error.
 func (c *experimentRunCmd) Run(ctx context.Context) error {
+	if err := writable(c.JSON, c.HTML); err != nil {
+		return err
+	}
 	options := servers.Options{Require: []string{servers.Postgres, servers.Redis, servers.ZooKeeper}}
 	return withLab(ctx, options, func(ctx context.Context, lab *servers.Lab) error {
 		show, done := progressLine(os.Stderr)
@@ -110,11 +115,29 @@ func (c *experimentRunCmd) write(report *experiments.Report) error {
 		}
 	}
 	if c.HTML != "" {
-		var page bytes.Buffer
-		if err := report.WriteHTML(&page); err != nil {
-			return err
-		}
-		return os.WriteFile(c.HTML, page.Bytes(), 0o644)
+		return writeHTML(c.HTML, report.WriteHTML)
 	}
 	return nil
+}
+
+type experimentReadmeCmd struct {
+	Report string `arg:"" type:"existingfile" help:"What 'experiment run' has written with --json; which-one must be in it."`
+	File   string `arg:"" type:"existingfile" help:"The file with the lines <!-- which-one --> and <!-- /which-one -->."`
+}
+
+// Run writes the file, and prints nothing.
+func (c *experimentReadmeCmd) Run() error {
+	data, err := os.ReadFile(c.Report)
+	if err != nil {
+		return err
+	}
+	var report experiments.Report
+	if err := json.Unmarshal(data, &report); err != nil {
+		return fmt.Errorf("%s is no report of experiments: %w", c.Report, err)
+	}
+	text, err := report.WhichOne()
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.Report, err)
+	}
+	return paste(c.File, "which-one", text)
 }

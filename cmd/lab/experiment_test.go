@@ -2,8 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -52,4 +54,26 @@ func TestVerdict(t *testing.T) {
 	require.NoError(t, verdict([]experiments.Result{{Name: "a", OK: true}}))
 	require.EqualError(t, verdict([]experiments.Result{{Name: "a", OK: true}, {Name: "b"}}),
 		"1 of 2 experiments have not come out as claimed: b")
+}
+
+func TestExperimentReadme(t *testing.T) {
+	t.Parallel()
+	readme, err := os.ReadFile("../../README.md")
+	require.NoError(t, err)
+	_, rest, _ := strings.Cut(string(readme), "<!-- which-one -->")
+	measured, _, _ := strings.Cut(rest, "<!-- /which-one -->")
+	for _, strategy := range []string{"none", "local", "postgres", "redis", "redlock", "zookeeper"} {
+		assert.Contains(t, measured, "| `"+strategy+"` |", "run 'make experiments', and 'lab experiment readme'")
+	}
+	assert.Contains(t, string(readme), fmt.Sprintf("%d claims", len(experiments.All)))
+
+	file := filepath.Join(t.TempDir(), "report.json")
+	for content, says := range map[string]string{
+		"":                 "is no report of experiments",
+		`{"results":[]}`:   "it has no result of which-one",
+		`{"results":[{}]}`: "it has no result of which-one",
+	} {
+		require.NoError(t, os.WriteFile(file, []byte(content), 0o644))
+		require.ErrorContains(t, (&experimentReadmeCmd{Report: file, File: "../../README.md"}).Run(), says)
+	}
 }

@@ -2,13 +2,16 @@
 // for each strategy, beside a bare round trip to the same servers. It reads the addresses of the servers from the
 // environment, as 'lab exec' sets them, and uses a database of which nothing is expected afterwards.
 //
-// Without an argument it prints a table. With one, the name of a file, it puts the table between the two markers in there.
+// Without an argument it prints a table, with -json the same figures as JSON. With the name of a file, it puts the table between
+// the two markers in there.
 package main
 
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"log/slog"
 	"os"
@@ -46,11 +49,16 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) error {
-	if len(args) > 1 {
-		return errors.New("name one file at the most")
+	flags := flag.NewFlagSet("latency", flag.ContinueOnError)
+	rounds := flags.Int("rounds", 2000, "how often each strategy has its turn")
+	asJSON := flags.Bool("json", false, "print the figures as JSON")
+	if err := flags.Parse(args); err != nil {
+		return err
 	}
-	const rounds = 2000
-	subjects, err := measure(ctx, rounds, servers{
+	if flags.NArg() > 1 || flags.NArg() == 1 && *asJSON || *rounds < 1 {
+		return errors.New("name one file at the most, and none with -json; -rounds must be at least 1")
+	}
+	subjects, err := measure(ctx, *rounds, servers{
 		owner: os.Getenv("FENCEPOST_OWNER_URL"), database: os.Getenv("FENCEPOST_DATABASE_URL"),
 		redis: os.Getenv("FENCEPOST_REDIS_URL"), redlock: strings.Split(os.Getenv("FENCEPOST_REDLOCK_URLS"), ","),
 		zookeeper: strings.Split(os.Getenv("FENCEPOST_ZOOKEEPER_SERVERS"), ","),
@@ -58,20 +66,24 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if *asJSON {
+		return json.NewEncoder(os.Stdout).Encode(figures(subjects))
+	}
 	table := fmt.Sprintf("%s\nMilliseconds; %d rounds in which every strategy has its turn; %s, %s/%s, %d CPUs, servers on the same machine.\n",
-		render(subjects), rounds, time.Now().UTC().Format(time.DateOnly), runtime.GOOS, runtime.GOARCH, runtime.NumCPU())
+		render(subjects), *rounds, time.Now().UTC().Format(time.DateOnly), runtime.GOOS, runtime.GOARCH, runtime.NumCPU())
 	fmt.Print(table)
-	if len(args) == 0 {
+	if flags.NArg() == 0 {
 		return nil
 	}
-	text, err := os.ReadFile(args[0])
+	name := flags.Arg(0)
+	text, err := os.ReadFile(name)
 	if err != nil {
 		return err
 	}
 	if text, err = replace(text, table); err != nil {
-		return fmt.Errorf("%s: %w", args[0], err)
+		return fmt.Errorf("%s: %w", name, err)
 	}
-	return os.WriteFile(args[0], text, 0o644)
+	return os.WriteFile(name, text, 0o644)
 }
 
 // replace puts the table between the markers.
@@ -105,8 +117,28 @@ func quantile(sample []time.Duration, q float64) string {
 	if len(sample) == 0 {
 		return "–"
 	}
+	return fmt.Sprintf("%.3f", milliseconds(sample, q))
+}
+
+func milliseconds(sample []time.Duration, q float64) float64 {
 	sorted := slices.Sorted(slices.Values(sample))
-	return fmt.Sprintf("%.3f", sorted[int(q*float64(len(sorted)-1))].Seconds()*1000)
+	return sorted[int(q*float64(len(sorted)-1))].Seconds() * 1000
+}
+
+// figure is what was measured of a strategy that has a lock.
+type figure struct {
+	Strategy string  `json:"strategy"`
+	P50      float64 `json:"lock_and_release_p50_ms"`
+	P99      float64 `json:"lock_and_release_p99_ms"`
+}
+
+func figures(subjects []*subject) (all []figure) {
+	for _, s := range subjects {
+		if len(s.held) > 0 {
+			all = append(all, figure{s.name, milliseconds(s.held, 0.5), milliseconds(s.held, 0.99)})
+		}
+	}
+	return all
 }
 
 // servers are the addresses.

@@ -44,6 +44,7 @@ func TestMeasure(t *testing.T) {
 	})
 	require.NoError(t, err)
 	require.Equal(t, strategies.Names(), rows(render(subjects)))
+	require.Len(t, figures(subjects), len(strategies.Names())-1, "all but none have a lock")
 	for _, s := range subjects {
 		switch s.name {
 		case "none":
@@ -56,6 +57,13 @@ func TestMeasure(t *testing.T) {
 			require.Len(t, s.held, rounds)
 			require.Len(t, s.trips, rounds)
 		}
+	}
+}
+
+func TestArguments(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"a", "b"}, {"-json", "README.md"}, {"-rounds=0"}, {"-nonsense"}} {
+		require.Error(t, run(t.Context(), args), "%v", args)
 	}
 }
 

@@ -59,6 +59,12 @@ func TestMain(m *testing.M) {
 // start runs n instances with the strategy for everything, until the test ends.
 func start(t *testing.T, n int, strategy string, env ...string) []*instances.Instance {
 	t.Helper()
+	return startLogging(t, nil, n, strategy, env...)
+}
+
+// startLogging is start, with the logs in a file; nil stands for one in the laboratory's folder.
+func startLogging(t *testing.T, log *os.File, n int, strategy string, env ...string) []*instances.Instance {
+	t.Helper()
 	addresses := make([]string, n)
 	for i := range addresses {
 		var err error
@@ -68,6 +74,7 @@ func start(t *testing.T, n int, strategy string, env ...string) []*instances.Ins
 	running, err := instances.Start(t.Context(), lab, instances.Config{
 		Binary:    binary,
 		Addresses: addresses,
+		Output:    log,
 		Env: append([]string{
 			"FENCEPOST_INVENTORY_LOCK=" + strategy,
 			"FENCEPOST_COUPON_LOCK=" + strategy,

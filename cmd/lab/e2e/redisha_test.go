@@ -64,10 +64,9 @@ func cluster(t *testing.T) *servers.Cluster {
 
 func requireInSync(t *testing.T, replica *servers.Server) {
 	t.Helper()
-	c := client(t, replica)
-	require.Eventually(t, func() bool {
-		return strings.Contains(c.Info(t.Context(), "replication").Val(), "master_link_status:up")
-	}, patience, 10*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	require.NoError(t, servers.InSync(ctx, replica))
 }
 
 // calls tells how often a server has executed a command, by itself or in a script; "" is never.
@@ -82,17 +81,11 @@ func calls(t *testing.T, c *redis.Client, command string) string {
 	return ""
 }
 
-// cutReplication ends what the replicas are told: from now on the master alone knows what happens. A master without a password
-// refuses a replica that has one.
 func cutReplication(t *testing.T, master *servers.Server, replicas ...*servers.Server) {
 	t.Helper()
-	for _, replica := range replicas {
-		require.NoError(t, client(t, replica).ConfigSet(t.Context(), "masterauth", "wrong").Err())
-	}
-	require.NoError(t, client(t, master).ClientKillByFilter(t.Context(), "TYPE", "replica").Err())
-	require.Eventually(t, func() bool {
-		return strings.Contains(client(t, master).Info(t.Context(), "replication").Val(), "connected_slaves:0")
-	}, patience, 10*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	require.NoError(t, servers.CutReplication(ctx, master, replicas...))
 }
 
 // epochOf is the epoch under which the item was last written.

@@ -22,19 +22,24 @@ type Proxy struct {
 	// URL is that of the database, by way of the proxy.
 	URL      string
 	listener net.Listener
-	server   string
 	watch    Watch
 	group    sync.WaitGroup
+
+	mu     sync.Mutex
+	routes []string // addresses of servers: where the next sessions take place, and last all that follow
 }
 
 // Watch is what is done with the messages that pass.
 type Watch struct {
-	// Judge is called with every message of a client before it is passed on, for each connection on a goroutine of its own:
-	// as long as it does not return, this message and what follows it stay where they are.
+	// Judge is called with every message of a client but the first before it is passed on, for each connection on a goroutine
+	// of its own: as long as it does not return, this message and what follows it stay where they are.
 	Judge func(*Proxy, Request) Verdict
-	// Refused, if set, is called with the SQLSTATE of every error that the server answers.
-	Refused func(sqlState string)
+	// Refused, if set, is called with every error that the server answers.
+	Refused func(Error)
 }
+
+// Error is what the server says when it refuses something.
+type Error struct{ SQLState, Detail string }
 
 // Request is one message of a client.
 type Request struct {
@@ -53,6 +58,7 @@ const (
 	Pass       Verdict = iota // on to the server
 	HangUp                    // it does not reach the server: the connection is cut
 	LoseAnswer                // it reaches the server; the connection is cut when the server has answered
+	CutOff                    // it reaches the server with the rest of its batch; the connection is cut before the answer
 )
 
 // Start starts a proxy to the database at rawURL.
@@ -65,7 +71,7 @@ func Start(rawURL string, watch Watch) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Proxy{listener: listener, server: u.Host, watch: watch}
+	p := &Proxy{listener: listener, routes: []string{u.Host}, watch: watch}
 	u.Host = listener.Addr().String()
 	p.URL = u.String()
 	p.group.Go(p.accept)
@@ -81,60 +87,92 @@ func (p *Proxy) Close() {
 	p.group.Wait()
 }
 
+// Route has the next sessions take place on these servers, one each, and all that follow on the last.
+func (p *Proxy) Route(addresses ...string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.routes = addresses
+}
+
+// route is where a client that begins with the message is led to. A request to cancel, which has a connection of its own, is no
+// session.
+func (p *Proxy) route(first []byte) (address string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	address = p.routes[0]
+	if len(p.routes) > 1 && binary.BigEndian.Uint32(first[4:]) != cancelRequest {
+		p.routes = p.routes[1:]
+	}
+	return address
+}
+
+const cancelRequest = 80877102 // in the place of the version of the protocol
+
 func (p *Proxy) accept() {
 	for {
 		client, err := p.listener.Accept()
 		if err != nil {
 			return
 		}
-		server, err := net.Dial("tcp", p.server)
-		if err != nil {
-			_ = client.Close()
-			continue
-		}
-		var answerIsLost atomic.Bool
-		hangUp := func() { _ = client.Close(); _ = server.Close() }
-		p.group.Go(func() {
-			defer hangUp()
-			p.requests(server, client, &answerIsLost)
-		})
-		p.group.Go(func() {
-			defer hangUp()
-			p.answers(client, server, &answerIsLost)
-		})
+		p.group.Go(func() { p.connect(client) })
 	}
+}
+
+func (p *Proxy) connect(client net.Conn) {
+	defer client.Close()
+	first, err := read(client, 4) // it has no type, only a length
+	if err != nil {
+		return
+	}
+	server, err := net.Dial("tcp", p.route(first))
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	if _, err := server.Write(first); err != nil {
+		return
+	}
+	var answerIsLost atomic.Bool
+	p.group.Go(func() {
+		defer client.Close()
+		defer server.Close()
+		p.answers(client, server, &answerIsLost)
+	})
+	p.requests(server, client, &answerIsLost)
 }
 
 // requests passes on what the client sends, message by message.
 func (p *Proxy) requests(server io.Writer, client io.Reader, answerIsLost *atomic.Bool) {
 	prepared := map[string]string{} // statements by their names
-	header := 4                     // the first message has no type, only a length
+	cutOff := false
 	for {
-		message, err := read(client, header)
+		message, err := read(client, 5)
 		if err != nil {
 			return
 		}
 		var r Request
-		if header == 5 {
-			body := message[header:]
-			words := strings.SplitN(string(body), "\x00", 3)
-			switch message[0] {
-			case 'P': // Parse: the statement's name, its text
-				prepared[words[0]] = words[1]
-			case 'B': // Bind: the portal's name, the statement's, the arguments
-				r = Request{Statement: prepared[words[1]], body: body}
-			}
+		body := message[5:]
+		words := strings.SplitN(string(body), "\x00", 3)
+		switch message[0] {
+		case 'P': // Parse: the statement's name, its text
+			prepared[words[0]] = words[1]
+		case 'B': // Bind: the portal's name, the statement's, the arguments
+			r = Request{Statement: prepared[words[1]], body: body}
 		}
 		switch p.watch.Judge(p, r) {
 		case HangUp:
 			return
 		case LoseAnswer:
 			answerIsLost.Store(true)
+		case CutOff:
+			cutOff = true
 		}
 		if _, err := server.Write(message); err != nil {
 			return
 		}
-		header = 5
+		if cutOff && message[0] == 'S' { // Sync: the end of a batch
+			return
+		}
 	}
 }
 
@@ -147,7 +185,7 @@ func (p *Proxy) answers(client io.Writer, server io.Reader, answerIsLost *atomic
 			return
 		}
 		if message[0] == 'E' && p.watch.Refused != nil {
-			p.watch.Refused(sqlState(message[5:]))
+			p.watch.Refused(errorOf(message[5:]))
 		}
 		if _, err := client.Write(message); err != nil {
 			return
@@ -166,12 +204,18 @@ func read(from io.Reader, header int) ([]byte, error) {
 	return append(head, body...), err
 }
 
-// sqlState finds the SQLSTATE among the fields of an error: each is a letter and a text that ends with a zero.
-func sqlState(fields []byte) string {
+// errorOf reads the fields of an error: each is a letter and a text that ends with a zero.
+func errorOf(fields []byte) (e Error) {
 	for field := range bytes.SplitSeq(fields, []byte{0}) {
-		if state, ok := bytes.CutPrefix(field, []byte("C")); ok {
-			return string(state)
+		if len(field) == 0 {
+			continue
+		}
+		switch text := string(field[1:]); field[0] {
+		case 'C':
+			e.SQLState = text
+		case 'D':
+			e.Detail = text
 		}
 	}
-	return ""
+	return e
 }

@@ -28,7 +28,7 @@ func runCounterLoss(ctx context.Context, r *Run) error {
 	r.row("the service", lost.before, healed, len(lost.refusals), lost.sold)
 	r.claims(healed.made() && len(lost.refusals) > 0 && lost.before.epoch() == "1" && healed.epoch() == "2" && lost.sold == 2,
 		"the fence refuses the token that begins again, and the same request is served in the next epoch",
-		"%s before, %s after, in %s; refused %s with the fence at %s", lost.before, healed, milliseconds(healed.Took), lost.refused().Presented, lost.refused().Current)
+		"%s before, %s after, in %s; refused %s with the fence at %s", lost.before, healed, lasted(healed.Took), lost.refused().Presented, lost.refused().Current)
 	t := r.timeline("the loss, and the healing")
 	t.at(lost.before.at, Accept, "service", "sells with token %s", lost.before.token())
 	t.at(lost.at, Fault, "Redis", "forgets locks and counters (FLUSHALL)")
@@ -62,12 +62,12 @@ type loss struct {
 	before   sale
 	at       time.Time
 	after    []sale
-	refusals []refusal
+	refusals []recorded
 	sold     int64
 }
 
 // refused is the newest refusal, if there is one.
-func (l loss) refused() (last refusal) {
+func (l loss) refused() (last recorded) {
 	if n := len(l.refusals); n > 0 {
 		last = l.refusals[n-1]
 	}

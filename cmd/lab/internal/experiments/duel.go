@@ -57,7 +57,8 @@ func (d *duel) begin(ctx context.Context, holder *instances.Instance) error {
 func (d *duel) arrive(ctx context.Context, r *Run, w *wire) (err error) {
 	d.message.letGo()
 	if d.fencing == enforced {
-		d.arrived, err = w.refusal(ctx)
+		d.refused, err = w.refusal(ctx)
+		d.arrived = d.refused.At
 		return err
 	}
 	err = until(ctx, "the holder's write", func() (bool, error) {
@@ -76,22 +77,17 @@ func (d *duel) end(ctx context.Context, r *Run) (err error) {
 	if d.sold, err = r.sold(ctx, d.sku); err != nil {
 		return err
 	}
-	refusals, err := r.refusals(ctx, d.sku)
-	d.refused = refusal{Reason: "–", Presented: "–", Current: "–"}
-	if len(refusals) > 0 {
-		d.refused = refusals[len(refusals)-1]
-	}
 	r.Header = []string{"lock", "fencing", "holder", "successor", "refused token", "fence at", "sold of 1"}
-	r.row(d.strategy, d.fencing, d.first, d.next, d.refused.Presented, d.refused.Current, d.sold)
-	return err
+	r.row(d.strategy, d.fencing, d.first, d.next, d.refused.presented(), d.refused.current(), d.sold)
+	return nil
 }
 
 // fenced notes whether the fence has refused the holder because of its successor.
 func (d *duel) fenced(r *Run) {
-	r.claims(!d.first.made() && d.sold == 1 && d.refused.Current == d.next.token(),
+	r.claims(!d.first.made() && d.sold == 1 && d.refused.byFence() && d.refused.current() == d.next.token(),
 		"the fence refuses the holder's write, because it has seen its successor's token, and the unit is sold once",
-		"%s: the holder is answered %s, its successor %s; refused %s with the fence at %s; sold %d of 1",
-		d.strategy, d.first, d.next, d.refused.Presented, d.refused.Current, d.sold)
+		"%s: the holder is answered %s, its successor %s; PostgreSQL refuses token %s with the fence at %s; sold %d of 1",
+		d.strategy, d.first, d.next, d.refused.presented(), d.refused.current(), d.sold)
 }
 
 // oversold notes whether both were told that they have the unit.
@@ -104,8 +100,12 @@ func (d *duel) oversold(r *Run) {
 func (d *duel) draw(r *Run, fault string, faultAt time.Time) *Timeline {
 	const a, b = "holder", "successor"
 	t := r.timeline("%s, fencing %s", d.strategy, d.fencing)
-	t.span(d.asked, d.first.at, a)
-	t.span(d.next.at.Add(-d.next.held()), d.next.at, b)
+	token := d.first.token()
+	if d.fencing == enforced {
+		token = d.refused.presented()
+	}
+	t.span(d.asked, d.first.at, a, token)
+	t.span(d.next.at.Add(-d.next.held()), d.next.at, b, d.next.token())
 	t.at(d.asked, Step, a, "takes the lock, and reads that 1 unit is left")
 	t.at(d.sent, Step, a, "sends its message to PostgreSQL, which is delayed")
 	t.at(faultAt, Fault, a, "%s", fault)
@@ -113,7 +113,7 @@ func (d *duel) draw(r *Run, fault string, faultAt time.Time) *Timeline {
 	if d.fencing == off {
 		t.at(d.arrived, Mistake, a, "its write arrives and lands: the unit is sold twice")
 	} else {
-		t.at(d.arrived, Refuse, a, "its message arrives with token %s, and is refused: the fence is at %s", d.refused.Presented, d.refused.Current)
+		t.at(d.arrived, Refuse, a, "its message arrives with token %s, and is refused: the fence is at %s", d.refused.presented(), d.refused.current())
 	}
 	t.at(d.first.at, Step, a, "is answered %s", d.first)
 	return t

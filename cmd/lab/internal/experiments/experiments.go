@@ -29,12 +29,19 @@ var All = []Experiment{
 	rowLock,
 	deadlock,
 	poolExhaustion,
+	redisLatency,
 	redisExpiry,
+	redisFailover,
 	counterLoss,
 	redlockMajority,
 	redlockClock,
+	zookeeperCrash,
+	zookeeperPartition,
+	zookeeperWatches,
 	pausedHolder,
 	lateWrite,
+	switchStrategy,
+	whichOne,
 }
 
 // Find returns the experiment of this name.
@@ -115,9 +122,10 @@ const (
 
 // Span is the time in which somebody believes to have a lock.
 type Span struct {
-	From float64 `json:"from_ms"`
-	To   float64 `json:"to_ms"`
-	Who  string  `json:"who"`
+	From  float64 `json:"from_ms"`
+	To    float64 `json:"to_ms"`
+	Who   string  `json:"who"`
+	Token string  `json:"token,omitempty"` // of his grant
 }
 
 // Bar is one of several measured values.

@@ -149,8 +149,8 @@ func (r *Run) checkAtTheWrite(ctx context.Context) error {
 		return err
 	}
 	t.at(time.Now(), Mistake, "successor", "writes from what it had read: the holder's sale is lost")
-	t.span(began, time.Now(), "holder")
-	t.span(taken, time.Now(), "successor")
+	t.span(began, time.Now(), "holder", fmt.Sprint(first))
+	t.span(taken, time.Now(), "successor", fmt.Sprint(second))
 	var left int
 	if err := r.ask(ctx, `SELECT units FROM shelf`, nil, &left); err != nil {
 		return err

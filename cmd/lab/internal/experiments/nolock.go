@@ -28,7 +28,7 @@ func runNoLock(ctx context.Context, r *Run) error {
 		}
 		r.raced("none", raced)
 		r.claims(raced.Oversold > 0, "more units are sold than there are", "%s: %s", report.Plural(n, "instance"), raced.Verdict)
-		r.bar("none", "", float64(raced.Sold+raced.Held))
+		r.bar("none, "+report.Plural(n, "instance"), "", float64(raced.Sold+raced.Held))
 	}
 	r.BarUnit = "units sold of 100"
 	for _, strategy := range []string{"postgres", "redis", "redlock", "zookeeper"} {

@@ -107,6 +107,7 @@ type picture struct {
 
 type lane struct {
 	Who   string
+	Token string
 	Spans []stretch
 	Marks []mark
 }
@@ -175,6 +176,7 @@ func (t *Timeline) Picture() *picture {
 	}
 	for _, s := range t.Spans {
 		if l := lanes[s.Who]; l != nil {
+			l.Token = s.Token
 			l.Spans = append(l.Spans, stretch{percent(s.From - begin), percent(s.To - s.From)})
 		}
 	}

@@ -31,8 +31,8 @@ func runPausedHolder(ctx context.Context, r *Run) error {
 	}
 	var duels []*duel
 	for _, strategy := range []string{"redis", "redlock", "zookeeper"} {
-		for fencing, message := range map[string]string{enforced: presentation, off: write} {
-			d, err := r.duel(ctx, wire, next, strategy, fencing, message)
+		for _, kind := range []struct{ fencing, message string }{{enforced, presentation}, {off, write}} {
+			d, err := r.duel(ctx, wire, next, strategy, kind.fencing, kind.message)
 			if err != nil {
 				return err
 			}

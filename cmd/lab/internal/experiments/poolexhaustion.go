@@ -63,7 +63,7 @@ func runPoolExhaustion(ctx context.Context, r *Run) error {
 			return fmt.Errorf("the restock is answered %d (%w)", answer.Status, answer.Err)
 		}
 		waited[strategy] = answer.Took
-		r.row(strategy, buyers, connections, milliseconds(answer.Took))
+		r.row(strategy, buyers, connections, lasted(answer.Took))
 		r.bar(strategy, "", float64(answer.Took.Microseconds())/1000)
 		for _, a := range answers {
 			if _, err := await(ctx, "the buyers of the hot item are served", a); err != nil {
@@ -72,8 +72,8 @@ func runPoolExhaustion(ctx context.Context, r *Run) error {
 		}
 	}
 	const saw = "with the slow step taking %s, a restock of another item took %s"
-	r.claims(waited["postgres"] > review, "every connection is in a transaction, and a request for another item waits for one", saw, review, milliseconds(waited["postgres"]))
-	r.controls(waited["redis"] < review/2, "a request for another item is served at once", saw, review, milliseconds(waited["redis"]))
+	r.claims(waited["postgres"] > review, "every connection is in a transaction, and a request for another item waits for one", saw, review, lasted(waited["postgres"]))
+	r.controls(waited["redis"] < review, "a request for another item is served at once", saw, review, lasted(waited["redis"]))
 	return nil
 }
 

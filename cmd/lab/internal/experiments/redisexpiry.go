@@ -28,7 +28,7 @@ func runRedisExpiry(ctx context.Context, r *Run) error {
 	r.Header = []string{"holder", "term", "the next one waits"}
 	r.BarUnit = "seconds until the next one has the lock"
 	note := func(holder string, waited time.Duration) {
-		r.row(holder, seconds(term), seconds(waited))
+		r.row(holder, lasted(term), lasted(waited))
 		r.bar(holder, "", waited.Seconds())
 	}
 
@@ -59,8 +59,8 @@ func runRedisExpiry(ctx context.Context, r *Run) error {
 		return err
 	}
 	note("crashed (SIGKILL)", after.Took)
-	r.claims(left > 0 && after.Took > left/2 && after.Took < left+time.Second, "the next one gets the lock when the crashed holder's term ends",
-		"%s of the term were left; the next one had bought after %s", seconds(left), seconds(after.Took))
+	r.claims(left > 0 && after.Took > left/2 && after.Took < left+grace, "the next one gets the lock when the crashed holder's term ends",
+		"%s of the term were left; the next one had bought after %s", lasted(left), lasted(after.Took))
 
 	r.say("a holder is slow, and does not renew its lease")
 	if err := r.slowWithout(ctx, server, term, note); err != nil {
@@ -89,7 +89,7 @@ func runRedisExpiry(ctx context.Context, r *Run) error {
 	}
 	note("slow, renewed", waited.Took)
 	r.controls(done.made() && waited.Took > 2*term, "the next one waits until the slow holder has done its work",
-		"the holder worked for %s and is answered %s; the next one waited %s", seconds(3*term), done, seconds(waited.Took))
+		"the holder worked for %s and is answered %s; the next one waited %s", lasted(3*term), done, lasted(waited.Took))
 	return nil
 }
 
@@ -111,8 +111,8 @@ func (r *Run) slowWithout(ctx context.Context, server *redis.Client, term time.D
 	if err != nil {
 		return err
 	}
-	r.claims(owner == "next" && waited < term+time.Second, "while the slow one is at work, the next one gets the lock",
-		"the term was %s; the next one had the lock after %s, and its key is now %q", seconds(term), seconds(waited), owner)
+	r.claims(owner == "next" && waited < term+grace, "while the slow one is at work, the next one gets the lock",
+		"the term was %s; the next one had the lock after %s, and its key is now %q", lasted(term), lasted(waited), owner)
 	return server.Del(ctx, key).Err()
 }
 

@@ -38,8 +38,8 @@ func runRedlockMajority(ctx context.Context, r *Run) error {
 		}
 		made, turnedAway, slowest := serve(ctx, instance, sku)
 		after, err := r.sold(ctx, sku)
-		r.row(strategy, servers, lost, fmt.Sprintf("%d × 201, %d × 503", made, turnedAway), milliseconds(slowest), after-before)
-		saw = fmt.Sprintf("%d of %d are served, %d answered 503, %d written; the slowest after %s", made, requests, turnedAway, after-before, milliseconds(slowest))
+		r.row(strategy, servers, lost, fmt.Sprintf("%d × 201, %d × 503", made, turnedAway), lasted(slowest), after-before)
+		saw = fmt.Sprintf("%d of %d are served, %d answered 503, %d written; the slowest after %s", made, requests, turnedAway, after-before, lasted(slowest))
 		return made == requests && after-before == requests, turnedAway == requests && after == before && slowest < wait+time.Second, saw, err
 	}
 	lost := 0

@@ -80,3 +80,27 @@ func TestNamesOfExperiments(t *testing.T) {
 		assert.NotEmpty(t, e.Claim, e.Name)
 	}
 }
+
+func TestWhichOne(t *testing.T) {
+	t.Parallel()
+	result := Result{Name: whichOne.Name, OK: true, Header: whichOneHeader}
+	for _, strategy := range []string{"local", "postgres", "redis", "redlock", "zookeeper"} {
+		result.Rows = append(result.Rows, []string{strategy, strategy + "/s", "9 ms", "123", "1.9 s", "goes on", "refuses", "CP"})
+	}
+	text, err := (&Report{CPUs: 2, Results: []Result{{Name: "other"}, result}}).WhichOne()
+	require.NoError(t, err)
+	assert.Contains(t, text, "| `redis` | redis/s | 9 ms | 123 | 1.9 s | goes on | refuses | CP |\n")
+	assert.Contains(t, text, "2 CPUs")
+	assert.Contains(t, text, "zookeeper/s answers/s, p99 9 ms. Without its leader it goes on, without a majority it refuses;")
+	assert.NotContains(t, text, "{")
+
+	for name, results := range map[string][]Result{
+		"no result":   {{Name: "other", OK: true}},
+		"has not":     {{Name: whichOne.Name}},
+		"run it":      {{Name: whichOne.Name, OK: true, Rows: [][]string{{"redis", "1"}}}},
+		"measured po": {{Name: whichOne.Name, OK: true}},
+	} {
+		_, err := (&Report{Results: results}).WhichOne()
+		require.ErrorContains(t, err, name)
+	}
+}

@@ -78,6 +78,9 @@ type Run struct {
 // patience bounds every wait. It is never waited for when all is well.
 const patience = 30 * time.Second
 
+// grace is what a busy machine may add to a time that is measured.
+const grace = 2 * time.Second
+
 // perform gives the run a database of its own, so that no experiment finds what another has left, and a control may change
 // the schema.
 func (r *Run) perform(ctx context.Context, do run) (err error) {
@@ -277,23 +280,22 @@ func (r *Run) sold(ctx context.Context, sku string) (n int64, err error) {
 	return n, err
 }
 
-// refusal is what the fence has turned away.
-type refusal struct {
-	Reason             string
-	Presented, Current string // epoch and token
-	At                 time.Time
-}
-
-// refusals of an item, the oldest first.
-func (r *Run) refusals(ctx context.Context, sku string) (all []refusal, err error) {
+// refusals are those of an item that the service has recorded, the oldest first.
+func (r *Run) refusals(ctx context.Context, sku string) (all []recorded, err error) {
 	err = r.database.Use(ctx, func(conn *pgx.Conn) error {
 		rows, _ := conn.Query(ctx, `
-			SELECT reason, presented_epoch || '.' || presented_token, current_epoch || '.' || current_token, refused_at
+			SELECT presented_epoch || '.' || presented_token, current_epoch || '.' || current_token, refused_at
 			FROM refusals WHERE resource = 'item/' || $1 ORDER BY refused_at`, sku)
-		all, err = pgx.CollectRows(rows, pgx.RowToStructByPos[refusal])
+		all, err = pgx.CollectRows(rows, pgx.RowToStructByPos[recorded])
 		return err
 	})
 	return all, err
+}
+
+// recorded is a refusal with epoch and token of what was presented, and of the fence.
+type recorded struct {
+	Presented, Current string
+	At                 time.Time
 }
 
 // redis is a client of one of the laboratory's servers.
@@ -359,18 +361,21 @@ func (t *Timeline) at(when time.Time, kind Kind, who, what string, args ...any) 
 	t.Events = append(t.Events, Event{t.since(when), who, fmt.Sprintf(what, args...), kind})
 }
 
-func (t *Timeline) span(from, to time.Time, who string) {
-	t.Spans = append(t.Spans, Span{t.since(from), t.since(to), who})
+// span notes how long somebody has believed that he has the lock. An empty token is left out.
+func (t *Timeline) span(from, to time.Time, who, token string) {
+	t.Spans = append(t.Spans, Span{t.since(from), t.since(to), who, token})
 }
 
 func (t *Timeline) since(when time.Time) float64 {
 	return float64(when.Sub(t.began).Microseconds()) / 1000
 }
 
-func seconds(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }
-
-func milliseconds(d time.Duration) string {
-	return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000)
+// lasted is a time for people to read.
+func lasted(d time.Duration) string {
+	if d < 100*time.Millisecond {
+		return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000)
+	}
+	return fmt.Sprintf("%.2f s", d.Seconds())
 }
 
 // raced notes a race as a row.

@@ -2,6 +2,7 @@ package experiments
 
 import (
 	"context"
+	"encoding/json"
 	"slices"
 	"strings"
 	"sync"
@@ -14,16 +15,11 @@ import (
 // wire is the network between one instance and PostgreSQL, on which a message can be delayed, as any network may delay it.
 type wire struct {
 	proxy   *pgproxy.Proxy
-	refused chan refusedAt // what the server has answered with an error
+	refused chan refusal // what the server has answered with an error
 
 	mu      sync.Mutex
 	awaited []*held
 	all     []*held
-}
-
-type refusedAt struct {
-	sqlState string
-	at       time.Time
 }
 
 // held is a message that is to be delayed.
@@ -37,12 +33,12 @@ type held struct {
 
 // wire makes one to the run's database.
 func (r *Run) wire() (*wire, error) {
-	w := &wire{refused: make(chan refusedAt, 1000)}
+	w := &wire{refused: make(chan refusal, 1000)}
 	var err error
 	w.proxy, err = pgproxy.Start(r.database.Service, pgproxy.Watch{
 		Judge: w.judge,
-		Refused: func(sqlState string) {
-			w.refused <- refusedAt{sqlState, time.Now()}
+		Refused: func(e pgproxy.Error) {
+			w.refused <- refusal{SQLState: e.SQLState, Detail: e.Detail, At: time.Now()}
 		},
 	})
 	if err != nil {
@@ -103,12 +99,33 @@ func (w *wire) letAllGo() {
 	}
 }
 
-// refusal waits until the fence has refused something: its SQLSTATEs are of a class of their own.
-func (w *wire) refusal(ctx context.Context) (at time.Time, err error) {
+// refusal waits until the fence has refused something.
+func (w *wire) refusal(ctx context.Context) (refusal, error) {
 	for {
-		refused, err := await(ctx, "a refusal by the fence", w.refused)
-		if err != nil || strings.HasPrefix(refused.sqlState, "FP") {
-			return refused.at, err
+		r, err := await(ctx, "a refusal by the fence", w.refused)
+		if err != nil || r.byFence() {
+			return r, err
 		}
 	}
+}
+
+// refusal is an error of PostgreSQL.
+type refusal struct {
+	SQLState, Detail string
+	At               time.Time
+}
+
+// byFence: the fence's own SQLSTATEs are a class that nobody else uses.
+func (r refusal) byFence() bool { return strings.HasPrefix(r.SQLState, "FP") }
+
+// presented and current are epoch and token of what was refused, and of the fence.
+func (r refusal) presented() string { return r.grant("presented") }
+func (r refusal) current() string   { return r.grant("current") }
+
+func (r refusal) grant(of string) string {
+	var detail map[string]*string
+	if json.Unmarshal([]byte(r.Detail), &detail) != nil || detail[of+"_epoch"] == nil || detail[of+"_token"] == nil {
+		return "–"
+	}
+	return *detail[of+"_epoch"] + "." + *detail[of+"_token"]
 }

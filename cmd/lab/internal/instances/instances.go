@@ -58,7 +58,7 @@ func BuildProgram(ctx context.Context, lab *servers.Lab, dir, program string) (s
 	cmd := exec.CommandContext(ctx, "go", "build", "-o", binary, program)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "GOTMPDIR="+lab.Dir()) // a build that is broken off leaves files behind
-	output, err := run(lab, cmd)
+	output, err := Run(lab, cmd)
 	if err != nil {
 		return "", fmt.Errorf("build %s: %w\n%s", program, err, output)
 	}
@@ -67,7 +67,7 @@ func BuildProgram(ctx context.Context, lab *servers.Lab, dir, program string) (s
 
 // SourceDir returns the folder of a package of this module.
 func SourceDir(ctx context.Context, lab *servers.Lab, pkg string) (string, error) {
-	output, err := run(lab, exec.CommandContext(ctx, "go", "list", "-f", "{{.Dir}}", pkg))
+	output, err := Run(lab, exec.CommandContext(ctx, "go", "list", "-f", "{{.Dir}}", pkg))
 	if err != nil {
 		return "", fmt.Errorf("find the source of %s: %w\n%s", pkg, err, output)
 	}
@@ -78,15 +78,15 @@ func SourceDir(ctx context.Context, lab *servers.Lab, pkg string) (string, error
 func Migrate(ctx context.Context, lab *servers.Lab, binary string) error {
 	cmd := exec.CommandContext(ctx, binary, "migrate")
 	cmd.Env = append(os.Environ(), lab.Env()...)
-	if output, err := run(lab, cmd); err != nil {
+	if output, err := Run(lab, cmd); err != nil {
 		return fmt.Errorf("migrate the database: %w\n%s", err, output)
 	}
 	return nil
 }
 
-// run returns what the command has printed when it has ended. The terminal's Ctrl-C goes to the laboratory alone, which
+// Run returns what the command has printed when it has ended. The terminal's Ctrl-C goes to the laboratory alone, which
 // passes it on when the command's context ends: so the command never ends for a reason that the laboratory does not know yet.
-func run(lab *servers.Lab, cmd *exec.Cmd) (output string, err error) {
+func Run(lab *servers.Lab, cmd *exec.Cmd) (output string, err error) {
 	var printed strings.Builder
 	cmd.Stdout, cmd.Stderr = &printed, &printed
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }

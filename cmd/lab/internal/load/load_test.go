@@ -2,12 +2,11 @@ package load_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,129 +15,6 @@ import (
 
 	"fencepost/cmd/lab/internal/load"
 )
-
-// shop is a service in memory. Each attempt reads what is left, thinks, and writes back one less: the truthful shop does it
-// under a lock.
-type shop struct {
-	locked  bool
-	fencing string
-	lose    int           // forgets so many of the sales that it has answered
-	drop    int64         // breaks the connection of every so-manieth attempt after it was carried out
-	hold    time.Duration // how long a hold lasts; 0: 10 minutes
-	think   time.Duration
-
-	section  sync.Mutex
-	mu       sync.Mutex
-	resource string
-	limit    int
-	left     int
-	sales    int
-	buyers   map[string]bool
-	attempts atomic.Int64
-}
-
-func (s *shop) create(resource string, limit int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.resource, s.limit, s.left, s.sales, s.buyers = resource, limit, limit, 0, map[string]bool{}
-}
-
-func (s *shop) sell(buyer string) bool {
-	if s.locked {
-		s.section.Lock()
-		defer s.section.Unlock()
-	}
-	s.mu.Lock()
-	left := s.left
-	s.mu.Unlock()
-	if left == 0 {
-		return false
-	}
-	time.Sleep(s.think) // the shop's own slow step between read and write: what lets the one without a lock oversell
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.left = left - 1
-	s.sales++
-	s.buyers[buyer] = true
-	return true
-}
-
-func (s *shop) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { reply(w, 200, map[string]string{"status": "ok"}) })
-	mux.HandleFunc("POST /v1/items", func(w http.ResponseWriter, r *http.Request) {
-		var in struct {
-			SKU   string
-			Stock int
-		}
-		_ = json.NewDecoder(r.Body).Decode(&in)
-		s.create("item/"+in.SKU, in.Stock)
-		reply(w, 201, in)
-	})
-	mux.HandleFunc("POST /v1/coupons", func(w http.ResponseWriter, r *http.Request) {
-		var in struct {
-			Code string
-			Max  int `json:"max_redemptions"`
-		}
-		_ = json.NewDecoder(r.Body).Decode(&in)
-		s.create("coupon/"+in.Code, in.Max)
-		reply(w, 201, in)
-	})
-	attempt := func(code string) http.HandlerFunc {
-		return func(w http.ResponseWriter, r *http.Request) {
-			n := s.attempts.Add(1)
-			var in struct {
-				CustomerID string `json:"customer_id"`
-				Quantity   int
-			}
-			_ = json.NewDecoder(r.Body).Decode(&in)
-			sold := s.sell(in.CustomerID)
-			if s.drop > 0 && n%s.drop == 0 {
-				panic(http.ErrAbortHandler)
-			}
-			if !sold {
-				reply(w, 409, map[string]any{"code": code, "detail": "there is nothing left"})
-				return
-			}
-			hold := 10 * time.Minute
-			if s.hold > 0 {
-				hold = s.hold
-			}
-			now := time.Now().Add(-time.Hour) // the service's clock need not be ours
-			reply(w, 201, map[string]any{"created_at": now, "expires_at": now.Add(hold)})
-		}
-	}
-	mux.HandleFunc("POST /v1/items/{name}/reservations", attempt("out_of_stock"))
-	mux.HandleFunc("POST /v1/coupons/{name}/redemptions", attempt("coupon_exhausted"))
-	mux.HandleFunc("GET /v1/audit", func(w http.ResponseWriter, r *http.Request) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		sales := s.sales - s.lose
-		over, drift := max(0, sales-s.limit), s.left-(s.limit-s.sales)
-		reply(w, 200, map[string]any{"resources": []map[string]any{{
-			"resource": s.resource, "limit": s.limit, "sold": 0, "held": sales, "oversold": over, "drift": max(drift, -drift),
-			"strategy": "none", "fencing": s.fencing, "epoch": "1", "token": "0", "ok": over == 0 && drift == 0,
-		}}})
-	})
-	mux.ServeHTTP(w, r)
-}
-
-func reply(w http.ResponseWriter, status int, body any) {
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body)
-}
-
-// open serves the shop at n addresses.
-func open(t *testing.T, s *shop, n int) load.Options {
-	t.Helper()
-	o := load.Options{Limit: 50, Buyers: 32, Requests: 200, Timeout: time.Minute}
-	for range n {
-		server := httptest.NewServer(s)
-		t.Cleanup(server.Close)
-		o.Instances = append(o.Instances, server.URL)
-	}
-	return o
-}
 
 func TestATruthfulService(t *testing.T) {
 	t.Parallel()
@@ -172,7 +48,7 @@ func TestAnOversellingService(t *testing.T) {
 	assert.False(t, r.OK)
 	assert.Positive(t, r.Oversold)
 	assert.Positive(t, r.Drift)
-	assert.Equal(t, fmt.Sprintf("sold %d of 50, oversold %d, counters wrong by %d", s.sales, s.sales-50, r.Drift), r.Verdict)
+	assert.Equal(t, fmt.Sprintf("sold %d of 50, oversold %d, counters wrong by %d", r.Held, r.Held-50, r.Drift), r.Verdict)
 }
 
 func TestACoupon(t *testing.T) {
@@ -199,6 +75,192 @@ func TestABrokenConnectionIsOneAttempt(t *testing.T) {
 	assert.Equal(t, map[string]int{"created": 160, "no_answer": 40}, r.Outcomes)
 	assert.EqualValues(t, 200, r.Held, "the lost answers were sales, and the verdict counts them")
 	assert.True(t, r.OK)
+}
+
+// A retry carries the key of its attempt, so what was carried out is answered again. Nothing but our retries is sent: net/http
+// would send a request with that header again by itself.
+func TestRetries(t *testing.T) {
+	t.Parallel()
+	s := &shop{locked: true, fencing: "enforced", drop: 5, busy: 7}
+	o := open(t, s, 3)
+	o.Limit, o.Retries = 1000, 10
+	r, err := load.Run(t.Context(), o)
+	require.NoError(t, err)
+	assert.True(t, r.OK, "%+v", r)
+	assert.Equal(t, map[string]int{"created": 200}, r.Outcomes)
+	assert.EqualValues(t, 200, r.Held, "each attempt was carried out once")
+	assert.Zero(t, r.Surplus)
+	assert.Positive(t, r.Replayed)
+	sends := o.Requests
+	for code, n := range r.Retried {
+		assert.Contains(t, []string{"no_answer", "lock_timeout"}, code)
+		sends += n
+	}
+	assert.EqualValues(t, sends, s.attempts.Load())
+	elsewhere := 0
+	for _, instance := range r.Instances {
+		elsewhere += instance.Retried
+	}
+	assert.Equal(t, sends-o.Requests, elsewhere)
+}
+
+// The negative control of the test above: a service that does not know the key sells twice, and that is noticed.
+func TestRetriesWithoutKeys(t *testing.T) {
+	t.Parallel()
+	s := &shop{locked: true, fencing: "enforced", drop: 5, keyless: true}
+	o := open(t, s, 3)
+	o.Limit, o.Retries = 1000, 10
+	r, err := load.Run(t.Context(), o)
+	require.NoError(t, err)
+	assert.Equal(t, map[string]int{"created": 200}, r.Outcomes)
+	assert.Positive(t, r.Surplus)
+	assert.False(t, r.OK)
+	assert.Contains(t, r.Verdict, fmt.Sprintf("%d more than clients can know of", r.Surplus))
+}
+
+func TestItems(t *testing.T) {
+	t.Parallel()
+	s := &shop{locked: true, fencing: "enforced", refusals: 2}
+	o := open(t, s, 2)
+	o.Items, o.Limit, o.Requests = 10, 5, 400
+	r, err := load.Run(t.Context(), o)
+	require.NoError(t, err)
+	assert.True(t, r.OK, "%+v", r)
+	assert.Equal(t, map[string]int{"created": 50, "out_of_stock": 350}, r.Outcomes)
+	assert.Equal(t, "sold 50 of 50, oversold 0", r.Verdict)
+	assert.Regexp(t, `^item/load-[a-z0-9]{12}-\*$`, r.Resource)
+	require.Len(t, r.Resources, 10)
+	assert.Regexp(t, `^item/load-[a-z0-9]{12}-01$`, r.Resources[0].Resource)
+	assert.EqualValues(t, 20, r.Refused, "the sum")
+}
+
+func TestOrders(t *testing.T) {
+	t.Parallel()
+	s := &shop{locked: true, fencing: "enforced"}
+	o := open(t, s, 2)
+	o.Items, o.Lines, o.Coupon, o.Limit, o.Requests = 5, 3, true, 20, 100
+	r, err := load.Run(t.Context(), o)
+	require.NoError(t, err)
+	assert.True(t, r.OK, "%+v", r)
+	require.Len(t, r.Resources, 6)
+	coupon := r.Resources[5]
+	assert.Contains(t, coupon.Resource, "coupon/load-")
+	assert.EqualValues(t, r.Outcomes["created"], coupon.Held)
+	assert.EqualValues(t, 4*r.Outcomes["created"], r.Held, "three lines and a use of the coupon each")
+	assert.Equal(t, 100, r.Outcomes["created"]+r.Outcomes["out_of_stock"]+r.Outcomes["coupon_exhausted"])
+	assert.Contains(t, r.Race, "orders of 3 lines, 5 items of 20 units, and a coupon of 20 uses; closed loop, 32 buyers, 100 attempts; 2 instances")
+}
+
+// A service that stops for a moment delays everybody who wants something meanwhile. An open loop shows that; in a closed one a
+// single buyer sees a single slow answer.
+func TestAnOpenLoopOmitsNothing(t *testing.T) {
+	t.Parallel()
+	run := func(rate float64) load.Report {
+		s := &shop{locked: true, fencing: "enforced", stumble: 400 * time.Millisecond}
+		o := open(t, s, 1)
+		o.Buyers, o.Requests, o.Rate = 1, 60, rate
+		r, err := load.Run(t.Context(), o)
+		require.NoError(t, err)
+		assert.True(t, r.OK)
+		assert.Equal(t, 60, r.Requests)
+		assert.GreaterOrEqual(t, r.Latency.Max, 400.)
+		return r
+	}
+	open := run(100) // 50 of the 60 are due after the tenth, 40 of them while it keeps the shop
+	assert.Greater(t, open.Latency.P50, 50.)
+	assert.Greater(t, open.Late, 20)
+	assert.Contains(t, strings.Join(open.Notes, "\n"), "because all 1 buyers were busy")
+	assert.Contains(t, open.Race, "open loop, 100 attempts/s, at most 1 buyer")
+
+	closed := run(0) // the control
+	assert.Less(t, closed.Latency.P50, 50.)
+	assert.Zero(t, closed.Late)
+}
+
+func TestTheTimeBoundsAnOpenLoop(t *testing.T) {
+	t.Parallel()
+	s := &shop{locked: true, fencing: "enforced"}
+	o := open(t, s, 1)
+	o.Limit, o.Requests, o.Rate, o.Ramp, o.Timeout = 1000, 0, 200, 500*time.Millisecond, time.Second
+	r, err := load.Run(t.Context(), o)
+	require.NoError(t, err)
+	assert.Equal(t, 150, r.Requests+r.Unsent, "50 while the rate rises, and 100")
+	assert.EqualValues(t, r.Requests, s.attempts.Load())
+	assert.Greater(t, r.Requests, 100)
+	assert.True(t, r.OK)
+
+	// Without a bound on the attempts, nothing is left unsent.
+	o.Rate, o.Ramp, o.Timeout, o.Limit = 0, 100*time.Millisecond, 300*time.Millisecond, 1_000_000
+	r, err = load.Run(t.Context(), o)
+	require.NoError(t, err)
+	assert.Positive(t, r.Requests)
+	assert.Zero(t, r.Unsent)
+	assert.Equal(t, map[string]int{"created": r.Requests}, r.Outcomes)
+}
+
+func TestCompare(t *testing.T) {
+	t.Parallel()
+	s := &shop{think: time.Millisecond}
+	o := open(t, s, 2)
+	var begun []string
+	reports, err := load.Compare(t.Context(), o, []string{"none", "postgres"},
+		func(strategy string) { begun = append(begun, strategy) }, func(load.Report) { begun = append(begun, "done") })
+	require.NoError(t, err)
+	assert.Equal(t, []string{"none", "done", "postgres", "done"}, begun)
+	require.Len(t, reports, 2)
+	assert.Equal(t, "off", reports[0].Fencing, "no tokens, no fence")
+	assert.Positive(t, reports[0].Oversold)
+	assert.Equal(t, "enforced", reports[1].Fencing)
+	assert.True(t, reports[1].OK)
+
+	_, err = load.Compare(t.Context(), o, []string{"none", "redis"}, nil, nil)
+	require.ErrorContains(t, err, o.Instances[0]+" cannot use the strategy redis: FENCEPOST_REDIS_URL is not set; set it up, or leave redis out")
+	_, err = load.Compare(t.Context(), o, []string{"etcd"}, nil, nil)
+	require.ErrorContains(t, err, `has no strategy "etcd": name some of none,postgres,redis`)
+
+	ctx, stop := context.WithCancel(t.Context())
+	reports, err = load.Compare(ctx, o, []string{"none", "postgres"}, func(string) {}, func(load.Report) { stop() })
+	require.NoError(t, err)
+	assert.Len(t, reports, 1, "what was held before the end")
+}
+
+func TestSummary(t *testing.T) {
+	t.Parallel()
+	s := &shop{think: time.Millisecond}
+	o := open(t, s, 2)
+	reports, err := load.Compare(t.Context(), o, []string{"none", "postgres"}, func(string) {}, func(load.Report) {})
+	require.NoError(t, err)
+	reports[1].Retried, reports[1].Replayed = map[string]int{"no_answer": 3, "lock_timeout": 7}, 2
+	summary := load.NewSummary(reports)
+	var text, page strings.Builder
+	require.NoError(t, summary.Print(&text))
+	assert.Regexp(t, `strategy +fencing +stock +created +oversold +lost updates +refused stale writes +answers/s +p50 ms +p99 ms\n`, text.String())
+	assert.Regexp(t, fmt.Sprintf(`none +off +50 +%d +%d +%d +0 `, reports[0].Outcomes["created"], reports[0].Oversold, reports[0].Drift), text.String())
+	assert.Regexp(t, `none +enforced +50 +50 +0 +0 +0 `, text.String(), "the audit calls every lock of the shop none")
+
+	require.NoError(t, summary.WriteHTML(&page))
+	assert.Equal(t, 5, strings.Count(page.String(), "<figure>"), "a curve, and two plots for each")
+	assert.Contains(t, page.String(), "outcomes in each ")
+	assert.Contains(t, page.String(), "sent again after 7 lock_timeout, 3 no_answer; answered from what was done before: 2")
+	for _, outside := range []string{"http:", "https:", "src=", "href=", "url(", "@import", "ZgotmplZ", "NaN"} {
+		assert.NotContains(t, page.String(), outside, "the page must open without a network")
+	}
+	assert.Contains(t, page.String(), "<td>out_of_stock</td>")
+
+	// The sums of the plots are those of the table.
+	for _, r := range reports {
+		sums := map[string]int{}
+		for _, moment := range r.Timeline {
+			for code, n := range moment.Outcomes {
+				sums[code] += n
+			}
+		}
+		assert.Equal(t, r.Outcomes, sums)
+		for i := 1; i < len(r.Curve); i++ {
+			assert.LessOrEqual(t, r.Curve[i-1].Milliseconds, r.Curve[i].Milliseconds)
+		}
+		assert.Equal(t, load.Percentile{Percentile: 100, Milliseconds: r.Latency.Max}, r.Curve[len(r.Curve)-1])
+	}
 }
 
 func TestWhatWasPromisedIsLookedFor(t *testing.T) {
@@ -247,6 +309,102 @@ func TestADeadInstanceLeavesTheOthersTheirAttempts(t *testing.T) {
 	require.NoError(t, err)
 	assert.Greater(t, r.Outcomes["created"], 200)
 	assert.Equal(t, map[string]int{"no_answer": r.Outcomes["no_answer"]}, r.Instances[1].Outcomes)
+}
+
+// mortal serves the shop at one more address, until it is killed.
+func mortal(t *testing.T, s *shop, o *load.Options) (kill func()) {
+	t.Helper()
+	server := httptest.NewServer(s)
+	t.Cleanup(server.Close)
+	o.Instances = append([]string{server.URL}, o.Instances...) // the first one is asked first for everything
+	return func() {
+		_ = server.Listener.Close()
+		server.CloseClientConnections()
+	}
+}
+
+// after runs f when the shop has had n attempts.
+func after(s *shop, n int, f func()) {
+	s.arrived = make(chan struct{}, 100_000) // nobody waits for it
+	go func() {
+		for range n {
+			<-s.arrived
+		}
+		f()
+	}()
+}
+
+func TestAnInstanceIsKilled(t *testing.T) {
+	t.Parallel()
+	for name, retries := range map[string]int{"counted": 0, "sent again elsewhere": 5} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := &shop{locked: true, fencing: "enforced", think: time.Millisecond}
+			o := open(t, s, 2)
+			after(s, 60, mortal(t, s, &o))
+			o.Limit, o.Requests, o.Buyers, o.Retries = 300, 300, 12, retries
+			r, err := load.Run(t.Context(), o)
+			require.NoError(t, err)
+			assert.True(t, r.OK, "%+v", r)
+			assert.Zero(t, r.Surplus)
+			require.NotEmpty(t, r.Instances[0].Gone)
+			assert.Empty(t, r.Instances[1].Gone)
+			require.Len(t, r.Notes, 1)
+			assert.Contains(t, r.Notes[0], o.Instances[0]+" does not answer any more (")
+			if retries > 0 {
+				assert.Equal(t, map[string]int{"created": 300}, r.Outcomes, "each was answered by another instance")
+				assert.Positive(t, r.Retried["no_answer"])
+			} else {
+				assert.Positive(t, r.Outcomes["no_answer"])
+				assert.Contains(t, r.Notes[0], fmt.Sprintf("no answer to %d attempt", r.Instances[0].Outcomes["no_answer"]))
+			}
+		})
+	}
+}
+
+func TestAllInstancesAreKilled(t *testing.T) {
+	t.Parallel()
+	s := &shop{locked: true, fencing: "enforced", think: time.Millisecond}
+	o := load.Options{Limit: 300, Requests: 300, Buyers: 4, Timeout: 2 * time.Second}
+	after(s, 20, mortal(t, s, &o))
+	r, err := load.Run(t.Context(), o)
+	require.NoError(t, err)
+	assert.False(t, r.OK)
+	assert.False(t, r.Audited)
+	assert.Equal(t, "there is no verdict: no instance answers any more", r.Verdict)
+	assert.Positive(t, r.Outcomes["created"], "what was seen is reported all the same")
+	assert.Positive(t, r.Outcomes["no_answer"])
+	var out strings.Builder
+	require.NoError(t, load.NewSummary([]load.Report{r}).Print(&out))
+	assert.Contains(t, out.String(), "there is no verdict")
+}
+
+// An instance that takes connections and answers nothing, as one that was stopped does.
+func TestAnInstanceHangs(t *testing.T) {
+	t.Parallel()
+	s := &shop{locked: true, fencing: "enforced"}
+	o := open(t, s, 1)
+	hanging, over := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/healthz" {
+			once.Do(func() { close(hanging) })
+		}
+		select {
+		case <-hanging:
+			<-over
+		default:
+		}
+	}))
+	t.Cleanup(server.Close)
+	t.Cleanup(func() { close(over) })
+	o.Instances = append(o.Instances, server.URL)
+	o.Buyers, o.Requests, o.Patience = 4, 60, time.Second
+	r, err := load.Run(t.Context(), o)
+	require.NoError(t, err)
+	assert.True(t, r.OK, "%+v", r)
+	assert.Positive(t, r.Instances[1].Outcomes["no_answer"])
+	assert.Contains(t, r.Instances[1].Gone, "no answer within 5s")
 }
 
 func TestAnInterruptStillHasAVerdict(t *testing.T) {

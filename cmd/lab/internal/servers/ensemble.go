@@ -12,6 +12,15 @@ import (
 
 const ensembleSize = 3
 
+// StartZooKeeper starts a single one beside the laboratory's own, under a name that must be unused.
+func (l *Lab) StartZooKeeper(ctx context.Context, name string) (*Server, error) {
+	programs, ok := l.findZooKeeper()
+	if !ok {
+		return nil, errors.New("there is no ZooKeeper to start: " + mend)
+	}
+	return l.member(ctx, programs, name, nil)
+}
+
 // Ensemble is three ZooKeeper servers that elect one of them as their leader, and go on when any one of them is gone.
 type Ensemble struct {
 	Members []*Server

@@ -21,6 +21,7 @@ const (
 	ownerRole   = "fencepost_owner"
 	serviceRole = "fencepost_service"
 	database    = "fencepost"
+	superuser   = "postgres" // the role, and a database that is always there
 )
 
 func (l *Lab) postgres(ctx context.Context) ([]*Server, error) {
@@ -36,13 +37,19 @@ func (l *Lab) postgres(ctx context.Context) ([]*Server, error) {
 		return nil, fmt.Errorf("%s is set and %s is not: set both, or neither for a private PostgreSQL",
 			ownerURL, databaseURL)
 	}
-	// initdb comes only with the server; Debian's wrappers in PATH come with the client too.
-	initdb := l.find("initdb", "lib/postgresql/*/bin/initdb", "opt/postgresql@*/bin/initdb")
-	if initdb == "" {
+	bin, ok := l.findPostgres()
+	if !ok {
 		return []*Server{{Name: Postgres, Source: "unavailable", Detail: mend}}, nil
 	}
-	server, err := l.privatePostgres(ctx, filepath.Dir(initdb))
+	server, err := l.privatePostgres(ctx, bin)
 	return []*Server{server}, err
+}
+
+// findPostgres finds the folder of the server's programs. initdb comes only with the server; Debian's wrappers in PATH come
+// with the client too.
+func (l *Lab) findPostgres() (bin string, ok bool) {
+	initdb := l.find("initdb", "lib/postgresql/*/bin/initdb", "opt/postgresql@*/bin/initdb")
+	return filepath.Dir(initdb), initdb != ""
 }
 
 func (l *Lab) givenPostgres(ctx context.Context, service, owner string) (*Server, error) {
@@ -86,49 +93,61 @@ func other(variable string) string {
 }
 
 func (l *Lab) privatePostgres(ctx context.Context, bin string) (*Server, error) {
-	dir, err := l.privateDir(Postgres)
+	c, err := l.initdb(ctx, Postgres, bin)
 	if err != nil {
 		return nil, err
 	}
-	data, admin := filepath.Join(dir, "data"), rand.Text()
-	if err := l.initdb(ctx, bin, dir, data, admin); err != nil {
+	s, err := l.launchPostgres(ctx, Postgres, c)
+	if err != nil {
 		return nil, err
 	}
-	address := func(port int, role, password, database string) string {
-		u := url.URL{Scheme: "postgres", User: url.UserPassword(role, password), Host: loopback(port), Path: "/" + database}
-		u.RawQuery = "sslmode=disable"
-		return u.String()
-	}
+	s.env, err = setUpPostgres(ctx, s, c)
+	return s, err
+}
+
+// cluster is what one server serves, as PostgreSQL calls it.
+type cluster struct {
+	bin, dir string // of the programs, and the one that holds data
+	data     string
+	admin    string // the superuser's password, which nobody but the laboratory knows
+}
+
+// launchPostgres runs a server on the cluster, with settings besides its own.
+func (l *Lab) launchPostgres(ctx context.Context, name string, c cluster, settings ...string) (*Server, error) {
+	s := &Server{Name: name, Source: "private", Detail: c.bin}
 	process, port, err := l.launchOnFreePort(ctx, func(port int) (Command, error) {
-		settings := []string{
+		args := []string{"-D", c.data}
+		for _, setting := range append([]string{
 			"port=" + strconv.Itoa(port),
 			"listen_addresses=127.0.0.1",
 			"unix_socket_directories=",
 			"max_connections=300",
 			// In the data directory, because /dev/shm would outlive a killed server.
 			"dynamic_shared_memory_type=mmap",
-		}
-		args := []string{"-D", data}
-		for _, setting := range settings {
+		}, settings...) {
 			args = append(args, "-c", setting)
 		}
 		return Command{
-			Name: Postgres, Path: filepath.Join(bin, "postgres"), Args: args, Env: serverEnv(dir),
+			Name: name, Path: filepath.Join(c.bin, "postgres"), Args: args, Env: serverEnv(c.dir),
 			stop: syscall.SIGINT, end: syscall.SIGQUIT, // its fast and its immediate shutdown
 			Ready: func(ctx context.Context) error {
 				ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 				defer cancel()
-				return query(ctx, address(port, "postgres", admin, "postgres"), func(*pgx.Conn) error { return nil })
+				return query(ctx, postgresURL(loopback(port), superuser, c.admin, superuser), func(conn *pgx.Conn) error {
+					s.Version = versionOf(conn)
+					return nil
+				})
 			},
 		}, nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	s := &Server{Name: Postgres, Address: loopback(port), Source: "private", Detail: bin, Process: process}
+	s.Address, s.Process = loopback(port), process
+	return s, err
+}
+
+// setUpPostgres makes the roles and the database of the service, and returns the variables that lead there.
+func setUpPostgres(ctx context.Context, s *Server, c cluster) (env []string, err error) {
 	ownerPassword, servicePassword := rand.Text(), rand.Text()
-	err = query(ctx, address(port, "postgres", admin, "postgres"), func(conn *pgx.Conn) error {
-		s.Version = versionOf(conn)
+	err = query(ctx, postgresURL(s.Address, superuser, c.admin, superuser), func(conn *pgx.Conn) error {
 		for _, statement := range []string{
 			// The owner creates a database for each test. The service owns nothing.
 			`CREATE ROLE ` + ownerRole + ` LOGIN CREATEDB PASSWORD '` + ownerPassword + `'`,
@@ -144,27 +163,39 @@ func (l *Lab) privatePostgres(ctx context.Context, bin string) (*Server, error) 
 	if err != nil {
 		return nil, fmt.Errorf("set up PostgreSQL: %w", err)
 	}
-	s.env = []string{
-		databaseURL + "=" + address(port, serviceRole, servicePassword, database),
-		ownerURL + "=" + address(port, ownerRole, ownerPassword, database),
-	}
-	return s, nil
+	return []string{
+		databaseURL + "=" + postgresURL(s.Address, serviceRole, servicePassword, database),
+		ownerURL + "=" + postgresURL(s.Address, ownerRole, ownerPassword, database),
+	}, nil
 }
 
-// initdb makes the data directory, with a superuser that nobody but the laboratory can log in as.
-func (l *Lab) initdb(ctx context.Context, bin, dir, data, password string) error {
+func postgresURL(address, role, password, database string) string {
+	u := url.URL{Scheme: "postgres", User: url.UserPassword(role, password), Host: address, Path: "/" + database}
+	u.RawQuery = "sslmode=disable"
+	return u.String()
+}
+
+// initdb makes a cluster in a folder of that name.
+func (l *Lab) initdb(ctx context.Context, name, bin string) (c cluster, err error) {
+	dir, err := l.privateDir(name)
+	if err != nil {
+		return c, err
+	}
+	c = cluster{bin: bin, dir: dir, data: filepath.Join(dir, "data"), admin: rand.Text()}
 	passwordFile := filepath.Join(dir, "password")
-	if err := os.WriteFile(passwordFile, []byte(password), 0o600); err != nil {
-		return err
+	if err := l.writeConfig(passwordFile, []string{c.admin}); err != nil {
+		return c, err
 	}
 	defer os.Remove(passwordFile)
-	if err := l.giveAway(passwordFile); err != nil {
-		return err
-	}
-	var output strings.Builder
 	// --no-sync leaves out only the sync of the fresh files; the server itself runs with fsync on.
-	cmd := exec.CommandContext(ctx, filepath.Join(bin, "initdb"), "-D", data, "-U", "postgres", "-E", "UTF8",
+	return c, l.tool(ctx, dir, filepath.Join(bin, "initdb"), "-D", c.data, "-U", superuser, "-E", "UTF8",
 		"--locale=C", "-A", "scram-sha-256", "--pwfile", passwordFile, "--no-sync")
+}
+
+// tool runs a program to its end, as the user whom the folder belongs to.
+func (l *Lab) tool(ctx context.Context, dir, program string, args ...string) error {
+	var output strings.Builder
+	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = dir
 	cmd.Env = serverEnv(dir)
 	cmd.Stdout, cmd.Stderr = &output, &output
@@ -175,7 +206,7 @@ func (l *Lab) initdb(ctx context.Context, bin, dir, data, password string) error
 		err = cmd.Wait()
 	}
 	if err != nil {
-		return fmt.Errorf("initdb: %w\n%s", err, output.String())
+		return fmt.Errorf("%s: %w\n%s", filepath.Base(program), err, output.String())
 	}
 	return nil
 }

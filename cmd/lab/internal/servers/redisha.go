@@ -170,6 +170,36 @@ func (c *Cluster) form(ctx context.Context, buses []int) error {
 	})
 }
 
+// InSync returns when the replicas have what their master has.
+func InSync(ctx context.Context, replicas ...*Server) error {
+	return eachUntil(ctx, replicas, replicationSays(ctx, "master_link_status:up"))
+}
+
+// CutReplication ends what the replicas are told: from now on the master alone knows what happens. A master without a password
+// refuses a replica that has one.
+func CutReplication(ctx context.Context, master *Server, replicas ...*Server) error {
+	err := eachUntil(ctx, replicas, func(c *redis.Client) error { return c.ConfigSet(ctx, "masterauth", "wrong").Err() })
+	if err != nil {
+		return err
+	}
+	return eachUntil(ctx, []*Server{master}, func(c *redis.Client) error {
+		if err := c.ClientKillByFilter(ctx, "TYPE", "replica").Err(); err != nil {
+			return err
+		}
+		return replicationSays(ctx, "connected_slaves:0")(c)
+	})
+}
+
+func replicationSays(ctx context.Context, text string) func(*redis.Client) error {
+	return func(c *redis.Client) error {
+		info, err := c.Info(ctx, "replication").Result()
+		if err == nil && !strings.Contains(info, text) {
+			err = errors.New("not yet " + text)
+		}
+		return err
+	}
+}
+
 // eachUntil returns when every server has passed the check, which is tried again until ctx ends.
 func eachUntil(ctx context.Context, servers []*Server, check func(*redis.Client) error) error {
 	for _, s := range servers {

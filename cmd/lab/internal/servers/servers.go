@@ -4,7 +4,8 @@
 // It promises that no process and no folder outlives the laboratory, even one that was killed with SIGKILL; that a
 // server that ends by itself fails the laboratory; and that an address which was given is used as it is, or refused
 // with the fix. Nothing is faked: a server whose program is missing is unavailable and says what mends that. Tests can
-// have an ensemble of three ZooKeeper, Sentinels and a Redis Cluster besides.
+// have an ensemble of three ZooKeeper, Sentinels, a Redis Cluster, a ZooKeeper
+// of their own, and a PostgreSQL of their own with a standby besides.
 //
 // Commands and tests under cmd/lab use it. Both call [RunJanitor] first.
 package servers
@@ -83,6 +84,9 @@ type Server struct {
 
 	env []string
 }
+
+// Variable is the value of one of the variables by which a program finds the server; empty if it has none of that name.
+func (s *Server) Variable(name string) string { return valueOf(s.env, name) }
 
 // Lab is a running laboratory.
 type Lab struct {
@@ -205,8 +209,10 @@ func (l *Lab) Env() []string {
 }
 
 // Variable is the value of one of these variables; empty if it has none.
-func (l *Lab) Variable(name string) string {
-	for _, variable := range l.Env() {
+func (l *Lab) Variable(name string) string { return valueOf(l.Env(), name) }
+
+func valueOf(env []string, name string) string {
+	for _, variable := range env {
 		if value, found := strings.CutPrefix(variable, name+"="); found {
 			return value
 		}

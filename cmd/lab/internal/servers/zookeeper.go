@@ -171,3 +171,24 @@ func mode(answer string) string {
 	mode, _, _ := strings.Cut(rest, "\n")
 	return mode
 }
+
+// Packets is how many messages a ZooKeeper has received from its clients so far, and sent to them.
+func Packets(ctx context.Context, address string) (received, sent int64, err error) {
+	answer, err := fourLetters(ctx, address, "srvr")
+	if err != nil {
+		return 0, 0, err
+	}
+	for line := range strings.Lines(answer) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		switch name {
+		case "Received":
+			received, err = strconv.ParseInt(value, 10, 64)
+		case "Sent":
+			sent, err = strconv.ParseInt(value, 10, 64)
+		}
+		if err != nil {
+			return 0, 0, fmt.Errorf("%s says %q: %w", address, line, err)
+		}
+	}
+	return received, sent, nil
+}

@@ -1,0 +1,76 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"golang.org/x/term"
+)
+
+// progressLine rewrites one line on a terminal. Anywhere else it prints a line now and then.
+func progressLine(w *os.File) (show func(text string), done func()) {
+	if term.IsTerminal(int(w.Fd())) {
+		const clear = "\r\x1b[K"
+		return func(text string) { fmt.Fprint(w, clear, text) }, func() { fmt.Fprint(w, clear) }
+	}
+	last := time.Now()
+	return func(text string) {
+		if time.Since(last) >= 2*time.Second {
+			last = time.Now()
+			fmt.Fprintln(w, text)
+		}
+	}, func() {}
+}
+
+// writable makes sure, before anything is measured, that the reports can be written. An empty name is none.
+func writable(names ...string) error {
+	for _, name := range names {
+		if name == "" {
+			continue
+		}
+		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o644)
+		if err != nil {
+			return err
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func writeJSON(name string, report any) error {
+	data, err := json.MarshalIndent(report, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(name, append(data, '\n'), 0o644)
+}
+
+// writeHTML writes the whole page or nothing.
+func writeHTML(name string, write func(io.Writer) error) error {
+	var page bytes.Buffer
+	if err := write(&page); err != nil {
+		return err
+	}
+	return os.WriteFile(name, page.Bytes(), 0o644)
+}
+
+// paste replaces what a file has between the two lines of a mark.
+func paste(name, mark, text string) error {
+	begin, end := "<!-- "+mark+" -->\n", "<!-- /"+mark+" -->\n"
+	content, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	before, rest, found := bytes.Cut(content, []byte(begin))
+	_, after, closed := bytes.Cut(rest, []byte(end))
+	if !found || !closed {
+		return fmt.Errorf("%s has no lines <!-- %s --> and <!-- /%s -->: add them where the table is to be", name, mark, mark)
+	}
+	return os.WriteFile(name, fmt.Appendf(nil, "%s%s\n%s\n%s%s", before, begin, text, end, after), 0o644)
+}
