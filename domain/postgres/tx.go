@@ -535,8 +535,7 @@ func (t *tx) queueItems(batch *pgx.Batch) {
 		}
 	}
 	if len(keys) > 0 {
-		batch.Queue(`
-			UPDATE items AS i SET on_hand = new.on_hand, reserved = new.reserved, sold = new.sold
+		batch.Queue(`UPDATE items AS i SET on_hand = new.on_hand, reserved = new.reserved, sold = new.sold
 			  FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) AS new (resource, on_hand, reserved, sold)
 			 WHERE i.resource = new.resource`, keys, onHand, reserved, sold)
 	}
@@ -551,8 +550,8 @@ func (t *tx) queueCoupons(batch *pgx.Batch) {
 		}
 	}
 	if len(keys) > 0 {
-		batch.Queue(`
-			UPDATE coupons AS c SET redeemed = new.redeemed FROM unnest($1::text[], $2::bigint[]) AS new (resource, redeemed)
+		batch.Queue(`UPDATE coupons AS c SET redeemed = new.redeemed
+			  FROM unnest($1::text[], $2::bigint[]) AS new (resource, redeemed)
 			 WHERE c.resource = new.resource`, keys, redeemed)
 	}
 }
