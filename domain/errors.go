@@ -27,6 +27,9 @@ var (
 
 	// ErrLockTimeout: the lock did not come free within the allowed wait. Nothing was written.
 	ErrLockTimeout = errors.New("the lock did not come free in time")
+	// ErrRowLocked: somebody else has locked the resource's row, and the section was not to wait for it, so it has not run. It
+	// is run again, and reaches no caller.
+	ErrRowLocked = errors.New("the row is locked")
 	// ErrQueueFull: so many sections wait for the same lock already that this one would wait in vain. Nothing was written.
 	ErrQueueFull = errors.New("too many wait for the same lock")
 	// ErrLockLost: the holder can no longer be sure of its lock and gave up before COMMIT. Nothing was written.

@@ -21,9 +21,9 @@ type Backend struct {
 	Server   string // address without credentials; empty if it needs none of its own
 	Locker   Locker
 	RowLocks bool
-	// Turn is how long a holder may keep the lock for one batch of sections after another while others may be waiting
-	// elsewhere: some twenty times what it costs to hand it over. Zero: it is given back after each batch.
-	Turn time.Duration
+	// HandOver is about what it costs to give the lock back and to get it again. By it a queue decides how long to keep the lock
+	// for one batch of sections after another. Zero: it is given back after each batch.
+	HandOver time.Duration
 	// Identify asks the servers who they are. The answer is the same from every instance, and another one when the servers,
 	// or the counters they keep, are not the same any more. Nil if the strategy needs no server of its own.
 	Identify func(ctx context.Context) (string, error)

@@ -30,6 +30,15 @@
 // one risk: when their transaction fails, it fails for all of them. What shows the absence of a lock is never carried
 // together: sections without a lock each have a transaction of their own.
 //
+// The batches of several keys may share a transaction, which presents the grant of each. That changes nothing in the argument:
+// a transaction that is accepted for several resources is serial with the others of each. Nor do they share the risk. A
+// shared transaction waits for nobody's row; and if one of its grants is refused, or one of its locks is lost, it is rolled
+// back and each key goes on in a transaction of its own.
+//
+// A queue keeps its lock for one batch after another, and for a moment when nobody is left, because whoever comes next saves
+// the time to take it again. It does so for long only if nobody else asked for the lock when it was taken; otherwise instances
+// take turns.
+//
 // Loss, as seen by the holder, is a hint that saves work: it cancels the section's context. It is not what safety rests on.
 //
 // # Who is in charge

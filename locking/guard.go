@@ -17,10 +17,11 @@ import (
 // implements it; the two packages know each other only by this.
 type Database interface {
 	// Transact runs sections one after the other in a transaction that has presented the grants in their order before
-	// anything else. Grants with RowLock take their lock and their token there. collect is called once, and not before the
-	// locks are held and there is a connection. A section whose outcome is an error has changed nothing; err is everybody's.
-	// Sections may run more than once. It uses one connection.
-	Transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration, collect func() []domain.Section) (
+	// anything else. Grants with RowLock take their lock and their token there. With skipLocked, a row that somebody else has
+	// locked is not waited for: the sections for it do not run, and their outcome is domain.ErrRowLocked. collect is called
+	// once, and not before the locks are held and there is a connection. A section whose outcome is an error has changed
+	// nothing; err is everybody's. Sections may run more than once. It uses one connection.
+	Transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration, skipLocked bool, collect func() []domain.Section) (
 		receipt domain.Receipt, outcomes []error, err error)
 	// Authority is the one in charge of a resource, AuthorityOf of a scope; domain.ErrNotFound if there is none.
 	Authority(ctx context.Context, key domain.Key) (domain.Authority, error)
@@ -41,7 +42,10 @@ type Options struct {
 	LockWait time.Duration // the longest wait for a lock
 	MaxBatch int           // sections for one key that share a lock and a transaction; 1: none does
 	MaxQueue int           // sections that may wait in this process for one key
-	Log      *slog.Logger
+	// MaxTransactions is how many transactions the queues of this process may have under way; as soon as there are more keys
+	// than that, several keys share one. 0: as many as there are keys.
+	MaxTransactions int
+	Log             *slog.Logger
 	// Observe, if set, is told what happens to locks and at the fence. It is called while locks are held, from several
 	// goroutines at once, so it must not wait for anything.
 	Observe func(domain.Event)
@@ -59,6 +63,7 @@ type Guard struct {
 	watcher  watcher
 	reigns   reigns
 	queues   queues
+	carriers carriers
 }
 
 var _ domain.Guard = (*Guard)(nil)
@@ -66,6 +71,7 @@ var _ domain.Guard = (*Guard)(nil)
 // NewGuard makes a guard. Claim tells it which strategy this instance uses for a scope.
 func NewGuard(db Database, backends Backends, o Options) *Guard {
 	g := &Guard{db: db, backends: backends, lockWait: o.LockWait, maxBatch: max(o.MaxBatch, 1), log: o.Log, watcher: watcher{tell: o.Observe, trace: o.Span}}
+	g.carriers = carriers{guard: g, limit: o.MaxTransactions}
 	g.queues = queues{guard: g, limit: max(o.MaxQueue, 1), of: map[domain.Key]*queue{}}
 	return g
 }
@@ -149,7 +155,8 @@ type hold struct {
 	grants   []domain.Grant
 	leases   map[domain.Key]*Lease
 	taken    []*Lease      // in the order in which they were acquired
-	turn     time.Duration // how long it may be kept for one batch after another
+	handOver time.Duration // the backend's
+	waited   bool          // somebody else had a lock when it was asked for
 	excludes bool
 	acquire  time.Duration // from asking for the first lock until the last was held
 	since    time.Time     // when the last lease was acquired
@@ -190,13 +197,14 @@ func (g *Guard) hold(ctx, wait context.Context, keys []domain.Key) (h *hold, err
 			h.taken = append(h.taken, lease)
 			h.leases[key] = lease
 			grant.Token = lease.Token
+			h.waited = h.waited || lease.Waited
 			end([]domain.Grant{grant}, nil)
 			if lease.Extend != nil {
 				go lease.keep(h.section, h.renewing(grant, lease), h.losing(grant))
 			}
 		}
 		h.grants = append(h.grants, grant)
-		h.turn = bound.backend.Turn
+		h.handOver = bound.backend.HandOver
 		h.excludes = h.excludes && bound.backend.excludes()
 	}
 	h.since = time.Now()
@@ -208,21 +216,26 @@ func (g *Guard) hold(ctx, wait context.Context, keys []domain.Key) (h *hold, err
 // transact runs sections under the hold. retry means that nothing was written, and that the reason is gone: under another
 // hold it can succeed. ctx is the hold's section, or part of it.
 func (h *hold) transact(ctx context.Context, lockWait time.Duration, collect func() []domain.Section) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
-	receipt, outcomes, err = h.guard.db.Transact(ctx, h.grants, lockWait, collect)
+	receipt, outcomes, err = h.guard.db.Transact(ctx, h.grants, lockWait, false, collect)
 	if receipt.Grants == nil {
 		receipt.Grants = h.grants
 	}
 	receipt.Batch = len(outcomes)
-	h.working += receipt.Database
-	h.acquire += receipt.LockWait // for rows
-	if len(receipt.Grants) > 0 && receipt.Grants[0].RowLock {
-		h.grants = receipt.Grants // with the tokens that the rows have issued
-	}
+	h.took(receipt)
 	var refused *domain.RefusedError
 	if errors.As(err, &refused) {
 		retry = h.guard.refused(h.section, refused, h.leases[refused.Refusal.Grant.Key])
 	}
 	return receipt, outcomes, retry, err
+}
+
+// took notes what a transaction under the hold has taken.
+func (h *hold) took(receipt domain.Receipt) {
+	h.working += receipt.Database
+	h.acquire += receipt.LockWait // for rows
+	if len(receipt.Grants) > 0 && receipt.Grants[0].RowLock {
+		h.grants = receipt.Grants // with the tokens that the rows have issued
+	}
 }
 
 // end gives the locks back, in reverse.

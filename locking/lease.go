@@ -28,6 +28,8 @@ type Lease struct {
 	Until time.Time
 	// Term is how long the lock server keeps the lock of a holder that it does not hear of.
 	Term time.Duration
+	// Waited says that somebody else had the lock when it was asked for, and may be waiting for it now.
+	Waited bool
 	// Extend asks for another term and returns its Until. It must never create what is not there any more: an answer of
 	// domain.ErrLockLost is final. Nil: the lock has no term and cannot be lost, and Until and Term say nothing.
 	Extend func(ctx context.Context) (until time.Time, err error)

@@ -32,6 +32,7 @@ type queue struct {
 	*queues
 	key     domain.Key
 	waiting []*call
+	joined  chan struct{}      // has a token when somebody may have come
 	abandon context.CancelFunc // gives up waiting for the lock; nil while it is held
 	tries   int                // holds in a row that were refused before anybody's section had begun
 }
@@ -76,7 +77,7 @@ func (qs *queues) join(key domain.Key, c *call) error {
 	defer qs.mu.Unlock()
 	q := qs.of[key]
 	if q == nil {
-		q = &queue{queues: qs, key: key}
+		q = &queue{queues: qs, key: key, joined: make(chan struct{}, 1)}
 		qs.of[key] = q
 		qs.serving.Go(q.serve)
 	}
@@ -84,6 +85,10 @@ func (qs *queues) join(key domain.Key, c *call) error {
 		return fmt.Errorf("%w: %d wait for %s", domain.ErrQueueFull, len(q.waiting), key)
 	}
 	q.waiting = append(q.waiting, c)
+	select {
+	case q.joined <- struct{}{}:
+	default:
+	}
 	return nil
 }
 
@@ -133,14 +138,53 @@ func (q *queue) turn(ctx context.Context) {
 		return
 	}
 	defer h.end() // after the answers: nobody has to wait for it
-	for began := time.Now(); q.waits() && q.run(ctx, h) && time.Since(began) < h.turn; {
+	turn, pause := h.keep()
+	for began := time.Now(); q.waits(ctx, h, pause) && q.run(ctx, h) && time.Since(began) < turn; {
 	}
 }
 
-func (q *queue) waits() bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return len(q.waiting) > 0
+// How long a lock is kept for one batch after another, in the time that it costs to hand it over. Nobody else has asked for
+// it when it was taken: then long, because those who come meanwhile wait for it once, and after that are somebody else who
+// has asked. Else only so long that handing over is not all that is done.
+const (
+	turnAlone   = 20
+	turnInTurns = 2
+)
+
+// keep says how long a queue may keep the lock, and how long of that without anybody to use it. The second is the time that a
+// hand-over costs: whoever comes within it would have had to get the lock again, and if nobody comes it was not kept for
+// longer in vain than that would have taken (the ski rental problem; Karlin et al., Competitive snoopy caching, 1988).
+func (h *hold) keep() (turn, pause time.Duration) {
+	if h.waited {
+		return turnInTurns * h.handOver, 0
+	}
+	return turnAlone * h.handOver, h.handOver
+}
+
+// waits tells whether there is anybody to serve. If not, it waits for somebody until the pause is over or the lock is lost.
+// When ctx is over, whoever has come since gets a turn of his own.
+func (q *queue) waits(ctx context.Context, h *hold, pause time.Duration) bool {
+	var over <-chan time.Time
+	for {
+		q.mu.Lock()
+		n := len(q.waiting)
+		q.mu.Unlock()
+		if n > 0 || pause == 0 || ctx.Err() != nil {
+			return n > 0 && ctx.Err() == nil
+		}
+		if over == nil {
+			timer := time.NewTimer(pause)
+			defer timer.Stop()
+			over = timer.C
+		}
+		select {
+		case <-q.joined:
+		case <-over:
+			pause = 0
+		case <-h.section.Done():
+			return false
+		}
+	}
 }
 
 // next takes the longest waiting calls out of the queue. They cannot leave any more. If ctx is over, it takes nobody: all had
@@ -203,8 +247,8 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 	case retry && batch[0].tries < maxTries-1:
 		q.putBack(batch)
 		return false
-	case errors.Is(err, errBroken):
-		outcomes = make([]error, len(batch)) // nobody knows them
+	case len(outcomes) == 0:
+		outcomes = make([]error, len(batch)) // nobody knows them: err is everybody's
 	}
 	q.guard.observe(domain.Event{Kind: domain.EventBatch, Grants: receipt.Grants, Batch: len(batch)})
 	for i, c := range batch {
@@ -254,7 +298,7 @@ func (q *queue) hold(ctx context.Context) (h *hold, err error) {
 
 func (q *queue) transact(ctx context.Context, h *hold, collect func() []domain.Section) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
 	defer q.recovered(ctx, &err)
-	return h.transact(ctx, q.guard.lockWait, collect)
+	return q.guard.carriers.transact(ctx, h, collect)
 }
 
 func (q *queue) recovered(ctx context.Context, err *error) {

@@ -35,11 +35,19 @@ type database struct {
 	grants  []domain.GrantID
 }
 
+// fake is a database of these tests.
+type fake interface {
+	locking.Database
+	runBy(strategy string)
+}
+
+func (d *database) runBy(strategy string) { d.strategy = strategy }
+
 func (d *database) Authority(_ context.Context, _ domain.Key) (domain.Authority, error) {
 	return domain.Authority{Scope: domain.ScopeInventory, Strategy: d.strategy, Fingerprint: d.strategy, Epoch: 1}, nil
 }
 
-func (d *database) Transact(ctx context.Context, grants []domain.Grant, _ time.Duration, collect func() []domain.Section) (
+func (d *database) Transact(ctx context.Context, grants []domain.Grant, _ time.Duration, _ bool, collect func() []domain.Section) (
 	domain.Receipt, []error, error,
 ) {
 	if d.begun != nil {
@@ -111,13 +119,13 @@ const (
 	patient = time.Minute
 )
 
-func newGuard(d *database, l locking.Locker, change ...func(*locking.Options, *locking.Backend)) *locking.Guard {
+func newGuard(d fake, l locking.Locker, change ...func(*locking.Options, *locking.Backend)) *locking.Guard {
 	options := locking.Options{LockWait: patient, MaxBatch: 100, MaxQueue: 1000, Log: slog.New(slog.DiscardHandler)}
 	backend := &locking.Backend{Name: "test", Locker: l}
 	for _, f := range change {
 		f(&options, backend)
 	}
-	d.strategy = backend.Name
+	d.runBy(backend.Name)
 	return locking.NewGuard(d, locking.Backends{backend}, options)
 }
 
@@ -145,7 +153,7 @@ func TestBatch(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		d, l := &database{}, newLock()
-		g := newGuard(d, l, func(o *locking.Options, b *locking.Backend) { o.MaxBatch, b.Turn = 4, patient })
+		g := newGuard(d, l, func(o *locking.Options, b *locking.Backend) { o.MaxBatch, b.HandOver = 4, patient })
 		<-l.free
 		var order []int
 		var group sync.WaitGroup
@@ -183,7 +191,7 @@ func TestTurnEnds(t *testing.T) {
 			time.Sleep(3 * time.Second) // of the bubble's time
 			return nil
 		}
-		g := newGuard(d, l, func(o *locking.Options, b *locking.Backend) { o.MaxBatch, b.Turn = 2, 5*time.Second })
+		g := newGuard(d, l, func(o *locking.Options, b *locking.Backend) { o.MaxBatch, b.HandOver = 2, 250*time.Millisecond })
 		<-l.free
 		var group sync.WaitGroup
 		queueUp(t, &group, 8, func(int) {
@@ -631,7 +639,7 @@ func TestLostBetweenBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, l := &database{}, newLock()
 		l.gone = make(chan struct{})
-		g := newGuard(d, l, func(o *locking.Options, b *locking.Backend) { o.MaxBatch, b.Turn = 2, patient })
+		g := newGuard(d, l, func(o *locking.Options, b *locking.Backend) { o.MaxBatch, b.HandOver = 2, patient })
 		transactions := 0
 		d.begun = func() {
 			if transactions++; transactions == 2 {

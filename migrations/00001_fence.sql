@@ -106,23 +106,34 @@ END $$;
 -- +goose StatementEnd
 
 -- locked_fence returns the fence of a resource with its row locked, after making sure that the strategy and the epoch are
--- the ones in charge. Where fencing is off neither is looked at, and the row is locked only if that is asked for. The authority is read after the row was locked: a transaction that waited here must see the reign
--- that is in charge when it goes on, not the one when it began to wait. The authority's row itself need not be locked: a
--- reign that begins a moment later presents a larger epoch, waits for this row, and reads what this transaction left.
+-- the ones in charge. Where fencing is off neither is looked at, and the row is locked only if that is asked for. A row that
+-- somebody else has locked is waited for, or, without p_wait, left alone: then the answer is NULL.
+--
+-- The authority is read after the row was locked: a transaction that waited here must see the reign that is in charge when
+-- it goes on, not the one when it began to wait. The authority's row itself need not be locked: a reign that begins a moment
+-- later presents a larger epoch, waits for this row, and reads what this transaction left.
 -- +goose StatementBegin
-CREATE FUNCTION locked_fence(p_resource text, p_strategy text, p_epoch bigint, p_token bigint, p_lock_off boolean)
+CREATE FUNCTION locked_fence(p_resource text, p_strategy text, p_epoch bigint, p_token bigint, p_lock_off boolean, p_wait boolean)
 RETURNS fences LANGUAGE plpgsql AS $$
 DECLARE
     f public.fences;
     a public.authorities;
 BEGIN
-    SELECT * INTO f FROM public.fences WHERE resource = p_resource AND (p_lock_off OR fencing = 'enforced') FOR UPDATE;
-    IF NOT FOUND THEN
-        SELECT * INTO f FROM public.fences WHERE resource = p_resource; -- fencing never changes
+    IF p_wait THEN
+        SELECT * INTO f FROM public.fences WHERE resource = p_resource AND (p_lock_off OR fencing = 'enforced') FOR UPDATE;
+    ELSE
+        SELECT * INTO f FROM public.fences WHERE resource = p_resource AND (p_lock_off OR fencing = 'enforced')
+           FOR UPDATE SKIP LOCKED;
     END IF;
     IF NOT FOUND THEN
-        PERFORM public.refuse('FP006', pg_catalog.format('%s does not exist', p_resource),
-            p_resource, p_strategy, p_epoch, p_token, NULL, NULL, NULL, NULL);
+        SELECT * INTO f FROM public.fences WHERE resource = p_resource; -- fencing never changes
+        IF NOT FOUND THEN
+            PERFORM public.refuse('FP006', pg_catalog.format('%s does not exist', p_resource),
+                p_resource, p_strategy, p_epoch, p_token, NULL, NULL, NULL, NULL);
+        END IF;
+        IF p_lock_off OR f.fencing = 'enforced' THEN
+            RETURN NULL;
+        END IF;
     END IF;
     IF f.fencing = 'off' THEN
         RETURN f;
@@ -146,15 +157,17 @@ END $$;
 -- A resource whose fencing is off is left alone, without even a lock on its row: that lock would make every strategy look
 -- safe, and the resource exists to show the danger. Nor is it asked who is in charge: an instance that was superseded still
 -- writes there.
+--
+-- Without p_wait, the answer for a row that somebody else has locked is NULL, and nothing was presented.
 -- +goose StatementBegin
-CREATE FUNCTION present(p_resource text, p_strategy text, p_epoch bigint, p_token bigint, p_grant uuid)
+CREATE FUNCTION present(p_resource text, p_strategy text, p_epoch bigint, p_token bigint, p_grant uuid, p_wait boolean DEFAULT true)
 RETURNS text LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     f public.fences;
 BEGIN
-    f := public.locked_fence(p_resource, p_strategy, p_epoch, p_token, false);
-    IF f.fencing = 'off' THEN
-        RETURN 'off';
+    f := public.locked_fence(p_resource, p_strategy, p_epoch, p_token, false, p_wait);
+    IF f.fencing IS DISTINCT FROM 'enforced' THEN
+        RETURN f.fencing;
     END IF;
     IF p_token IS NULL OR p_token <= 0 OR p_grant IS NULL THEN
         PERFORM public.refuse('FP005', pg_catalog.format('%s is fenced, and the grant carries no token', p_resource),
@@ -176,17 +189,18 @@ END $$;
 
 -- lock_row is the whole of the strategy postgres: SELECT … FOR UPDATE on the resource's row in fences, and a presentation of
 -- the next token. Lock and counter are one row, so the token is issued by the lock's authority in the step that takes the
--- lock. Returns the token, or NULL where fencing is off: the row is locked then as well, so the strategy excludes, but
--- nothing is fenced. A transaction that already holds the row with the same grant keeps its token.
+-- lock. Returns the token, or 0 where fencing is off: the row is locked then as well, so the strategy excludes, but
+-- nothing is fenced. A transaction that already holds the row with the same grant keeps its token. Without p_wait, the answer
+-- for a row that somebody else has locked is NULL.
 -- +goose StatementBegin
-CREATE FUNCTION lock_row(p_resource text, p_epoch bigint, p_grant uuid)
+CREATE FUNCTION lock_row(p_resource text, p_epoch bigint, p_grant uuid, p_wait boolean DEFAULT true)
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    f public.fences := public.locked_fence(p_resource, 'postgres', p_epoch, NULL, true);
+    f public.fences := public.locked_fence(p_resource, 'postgres', p_epoch, NULL, true, p_wait);
     t bigint;
 BEGIN
-    IF f.fencing = 'off' THEN
-        RETURN NULL;
+    IF f.fencing IS DISTINCT FROM 'enforced' THEN
+        RETURN CASE f.fencing WHEN 'off' THEN 0 END;
     END IF;
     IF p_grant IS NULL THEN
         PERFORM public.refuse('FP005', pg_catalog.format('%s is fenced, and a row lock needs a grant', p_resource),
@@ -204,6 +218,28 @@ BEGIN
            presented_in = pg_catalog.pg_current_xact_id(), presented_at = pg_catalog.now()
      WHERE resource = p_resource;
     RETURN t;
+END $$;
+-- +goose StatementEnd
+
+-- present_all is what a transaction begins with: it presents its grants one after the other, in the order in which they are
+-- given, and for those that are row locks takes the lock. Returns the token of each, 0 where nothing is fenced; NULL, without
+-- p_wait, for a row that somebody else has locked.
+-- +goose StatementBegin
+CREATE FUNCTION present_all(p_resources text[], p_strategies text[], p_epochs bigint[], p_tokens bigint[], p_grants uuid[],
+                            p_row_locks boolean[], p_wait boolean)
+RETURNS bigint[] LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    tokens bigint[] := '{}';
+BEGIN
+    FOR i IN 1 .. pg_catalog.cardinality(p_resources) LOOP
+        IF p_row_locks[i] THEN
+            tokens[i] := public.lock_row(p_resources[i], p_epochs[i], p_grants[i], p_wait);
+        ELSE
+            tokens[i] := CASE public.present(p_resources[i], p_strategies[i], p_epochs[i], p_tokens[i], p_grants[i], p_wait)
+                              WHEN 'enforced' THEN p_tokens[i] WHEN 'off' THEN 0 END;
+        END IF;
+    END LOOP;
+    RETURN tokens;
 END $$;
 -- +goose StatementEnd
 
@@ -360,17 +396,13 @@ CREATE TRIGGER guard_fence BEFORE UPDATE ON fences FOR EACH ROW
     EXECUTE FUNCTION guard_fence();
 ALTER TABLE fences ENABLE ALWAYS TRIGGER guard_fence;
 
-REVOKE ALL ON FUNCTION refuse(text, text, text, text, bigint, bigint, text, bigint, bigint, uuid),
-    locked_fence(text, text, bigint, bigint, boolean), present(text, text, bigint, bigint, uuid), lock_row(text, bigint, uuid),
-    claim_authority(text, text, text, text), raise_epoch(text, bigint),
-    create_fence(text, text, text, text, uuid), switch_resource(text, text, text) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION present(text, text, bigint, bigint, uuid), lock_row(text, bigint, uuid),
-    claim_authority(text, text, text, text), raise_epoch(text, bigint),
-    create_fence(text, text, text, text, uuid), switch_resource(text, text, text) TO fencepost_service;
+REVOKE ALL ON FUNCTION refuse, locked_fence, present, lock_row, present_all, claim_authority, raise_epoch, create_fence, switch_resource
+    FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION present, lock_row, present_all, claim_authority, raise_epoch, create_fence, switch_resource TO fencepost_service;
 GRANT SELECT ON authorities, fences, refusals TO fencepost_service;
 GRANT INSERT ON refusals TO fencepost_service;
 
 -- +goose Down
-DROP FUNCTION switch_resource, create_fence, raise_epoch, claim_authority, lock_row, present, locked_fence, refuse;
+DROP FUNCTION switch_resource, create_fence, raise_epoch, claim_authority, present_all, lock_row, present, locked_fence, refuse;
 DROP TABLE refusals, fences, authorities;
 DROP FUNCTION guard_fence;

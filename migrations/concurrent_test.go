@@ -72,6 +72,36 @@ func TestPresentAfterARollback(t *testing.T) {
 	must(t, old, `COMMIT`)
 }
 
+// A transaction that does not wait presents what it can, and for a row that somebody else has locked nothing: there it may not
+// write either.
+func TestPresentWithoutWaiting(t *testing.T) {
+	t.Parallel()
+	db := fenced(t)
+	a, b := postgrestest.Connect(t, db.ServiceURL), postgrestest.Connect(t, db.ServiceURL)
+	must(t, a, `BEGIN`)
+	for _, lock := range []string{
+		`SELECT present('item/a', 'redis', 2, 6, gen_random_uuid())`, `SELECT lock_row('item/row', 1, gen_random_uuid())`, `SELECT lock_row('item/off', 1, gen_random_uuid())`,
+	} {
+		must(t, a, lock)
+	}
+	must(t, b, `BEGIN`)
+	must(t, b, `SET LOCAL lock_timeout = '5s'`) // an error, not a test that hangs
+	presented := value[[]*int64](t, b, `SELECT present_all(ARRAY['coupon/c', 'item/a', 'item/off', 'item/off', 'item/row'], ARRAY['redis', 'redis', 'none', 'postgres', 'postgres'],
+		ARRAY[2, 2, 1, 1, 1], ARRAY[6, 7, NULL, NULL, NULL], ARRAY_FILL(gen_random_uuid(), ARRAY[5]), ARRAY[false, false, false, true, true], false)`)
+	six, zero := int64(6), int64(0)
+	assert.Equal(t, []*int64{&six, nil, &zero, nil, nil}, presented)
+	must(t, b, `UPDATE coupons SET redeemed = 1 WHERE resource = 'coupon/c'`)
+	must(t, b, `SAVEPOINT s`)
+	assert.Equal(t, notPresented, state(run(t.Context(), b, `UPDATE items SET on_hand = 9 WHERE resource = 'item/a'`)))
+	must(t, b, `ROLLBACK TO s`)
+	must(t, b, `COMMIT`)
+	must(t, a, `COMMIT`)
+	must(t, b, `BEGIN`)
+	assert.EqualValues(t, 2, *value[[]*int64](t, b, `SELECT present_all(ARRAY['item/row'], ARRAY['postgres'], ARRAY[1], ARRAY[NULL]::bigint[], ARRAY[gen_random_uuid()], ARRAY[true], false)`)[0],
+		"the row is free, and the next token is drawn")
+	must(t, b, `ROLLBACK`)
+}
+
 // What another transaction presents is no leave to write for this one, neither before it commits nor after.
 func TestPresentationOfAnotherTransaction(t *testing.T) {
 	t.Parallel()
@@ -145,7 +175,7 @@ func TestLockRowLocksWhereFencingIsOff(t *testing.T) {
 	a, b, watcher := postgrestest.Connect(t, db.ServiceURL), postgrestest.Connect(t, db.ServiceURL), postgrestest.Connect(t, db.ServiceURL)
 	const lock = `SELECT lock_row('item/off', 1, gen_random_uuid())`
 	must(t, a, `BEGIN`)
-	assert.Nil(t, value[*int64](t, a, lock))
+	assert.Zero(t, value[int64](t, a, lock))
 	locked := inBackground(t.Context(), b, lock)
 	waitsForLock(t, watcher, b)
 	must(t, a, `COMMIT`)

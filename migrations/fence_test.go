@@ -408,13 +408,14 @@ func attacks() []attack {
 		{"join those who may write everything", "", []string{`GRANT pg_write_all_data TO fencepost_service`}, noPermission},
 
 		// The names that the functions use.
-		{"call the inner function", "", []string{`SELECT locked_fence('item/a', 'redis', 2, 6, true)`}, noPermission},
+		{"call the inner function", "", []string{`SELECT locked_fence('item/a', 'redis', 2, 6, true, true)`}, noPermission},
 		{"call refuse", "", []string{`SELECT refuse('FP001', '', '', '', 0, 0, '', 0, 0, NULL)`}, noPermission},
 		{"call the guard", "", []string{`SELECT guard_row()`}, "0A000"}, // trigger functions can only be called as triggers
 		{"replace present", "", []string{`CREATE OR REPLACE FUNCTION present(text, text, bigint, bigint, uuid) RETURNS text LANGUAGE sql AS $$ SELECT 'off' $$`}, noPermission},
 		{"replace the guard", "", []string{`CREATE OR REPLACE FUNCTION guard_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$`}, noPermission},
 		{"overload present", "", []string{`CREATE FUNCTION present(text, text, int, int, uuid) RETURNS text LANGUAGE sql AS $$ SELECT 'off' $$`}, noPermission},
-		{"change present", "", []string{`ALTER FUNCTION present(text, text, bigint, bigint, uuid) SET search_path = pg_temp`}, noPermission},
+		{"change present", "", []string{`ALTER FUNCTION present SET search_path = pg_temp`}, noPermission},
+		{"change present_all", "", []string{`ALTER FUNCTION present_all SET search_path = pg_temp`}, noPermission},
 		{"drop present", "", []string{`DROP FUNCTION present`}, noPermission},
 		{"create a table", "", []string{`CREATE TABLE public.x ()`}, noPermission},
 		{"create a schema", "", []string{`CREATE SCHEMA mine`}, noPermission},

@@ -13,7 +13,9 @@ const (
 	// So many events are kept for readers that come back: some seconds of a sale, hours of an ordinary day.
 	keptEvents = 8192
 	// The longest that the audit in the background may keep PostgreSQL busy.
-	auditTimeout = 30 * time.Second
+	auditTimeout = 10 * time.Minute
+	// The longest that asking for the authorities may take.
+	reignsTimeout = 10 * time.Second
 	// The longest that sending the last traces may delay the end.
 	traceTimeout = 3 * time.Second
 )
@@ -38,33 +40,44 @@ func poolState(store *postgres.Store) func() observe.Pool {
 	}
 }
 
-// watchDatabase asks PostgreSQL again and again for what no event of this instance tells: what is oversold, and which epochs
-// are in charge. It returns when ctx ends. The pause comes after the work, so that an audit which takes long is not
-// followed at once by the next: it may use a twentieth of the time, however many rows there are to count.
-func watchDatabase(ctx context.Context, store *postgres.Store, metrics *observe.Metrics, pause time.Duration, log *slog.Logger) {
-	for {
-		began := time.Now()
-		if err := lookAtDatabase(ctx, store, metrics); err != nil && ctx.Err() == nil {
+// watchDatabase asks PostgreSQL again and again for what no event of this instance tells: which epochs are in charge, and what is
+// oversold. It returns when ctx ends.
+//
+// The first audit comes after a pause, and not when all instances have just been started and everybody is waiting for them.
+// The pause comes after the work, so that an audit which takes long is not followed at once by the next: it may use a
+// twentieth of the time, however many rows there are to count.
+func watchDatabase(ctx context.Context, store *postgres.Store, metrics *observe.Metrics, interval time.Duration, log *slog.Logger) {
+	outOfDate := func(err error) {
+		if err != nil && ctx.Err() == nil {
 			log.Warn("the metrics of the database are out of date", "error", err)
 		}
+	}
+	for pause := interval; ; {
+		outOfDate(lookAtReigns(ctx, store, metrics))
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(max(pause, 20*time.Since(began))):
+		case <-time.After(pause):
 		}
+		began := time.Now()
+		outOfDate(audit(ctx, store, metrics))
+		pause = max(interval, 20*time.Since(began))
 	}
 }
 
-func lookAtDatabase(ctx context.Context, store *postgres.Store, metrics *observe.Metrics) error {
-	ctx, cancel := context.WithTimeout(ctx, auditTimeout)
+func lookAtReigns(ctx context.Context, store *postgres.Store, metrics *observe.Metrics) error {
+	ctx, cancel := context.WithTimeout(ctx, reignsTimeout)
 	defer cancel()
 	shared, _, err := store.Reigns(ctx)
-	if err != nil {
-		return err
-	}
 	for _, a := range shared {
 		metrics.Epoch(a)
 	}
+	return err
+}
+
+func audit(ctx context.Context, store *postgres.Store, metrics *observe.Metrics) error {
+	ctx, cancel := context.WithTimeout(ctx, auditTimeout)
+	defer cancel()
 	began := time.Now()
 	sums, err := store.AuditSums(ctx)
 	if err != nil {

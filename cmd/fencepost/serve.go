@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -34,6 +35,10 @@ const (
 	// Far more than requests that are served at once: clients keep connections open, and when all are taken nobody gets
 	// through, not even to /healthz.
 	maxConnections = 4096
+	// How much garbage there may be, in percent of what is alive. That is a few megabytes, and every request leaves some
+	// kilobytes behind: with Go's default they would be collected dozens of times a second. GOGC outranks it, and GOMEMLIMIT
+	// bounds it.
+	garbage = 400
 )
 
 type serveCommand struct{}
@@ -44,6 +49,9 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		return err
 	}
 	log := c.logger(con.err)
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(garbage)
+	}
 	starting, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	traces, err := observe.StartTraces(starting, version(), handlers.Outcome, log)
@@ -80,6 +88,7 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 	metrics.WatchPool(poolState(store))
 	guard := locking.NewGuard(store, backends, locking.Options{
 		LockWait: c.LockWait, MaxBatch: c.MaxBatch, MaxQueue: c.MaxQueue, Log: log,
+		MaxTransactions: max(c.DatabaseConns/8, 1), // the others are for orders, reads, and whoever waits for a row
 		Observe: func(e domain.Event) {
 			metrics.Event(e)
 			events.Publish(e)

@@ -41,7 +41,7 @@ func buy(o *domain.Once, sku string, quantity int64) domain.Section {
 
 func (w *world) run(t *testing.T, sections ...domain.Section) []error {
 	t.Helper()
-	_, outcomes, err := w.store.Transact(t.Context(), []domain.Grant{w.grant(sections[0].Keys[0])}, wait,
+	_, outcomes, err := w.store.Transact(t.Context(), []domain.Grant{w.grant(sections[0].Keys[0])}, wait, false,
 		func() []domain.Section { return sections })
 	require.NoError(t, err)
 	return outcomes
@@ -114,7 +114,7 @@ func TestTwinsWithoutLock(t *testing.T) {
 		for i := range outcomes {
 			group.Go(func() {
 				o := once("c", fmt.Sprint("key-", round), "r")
-				_, got, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait,
+				_, got, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, false,
 					func() []domain.Section { return []domain.Section{buy(o, "a", 1)} })
 				outcomes[i] = err
 				if err == nil {
@@ -226,7 +226,7 @@ func TestRetryAfterUnknownOutcome(t *testing.T) {
 	key := w.item(t, "a", 10, domain.FencingEnforced)
 	p, store := throughProxy(t, w)
 	transact := func(store *postgres.Store, o *domain.Once) error {
-		_, outcomes, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait,
+		_, outcomes, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, false,
 			func() []domain.Section { return []domain.Section{buy(o, "a", 1)} })
 		if err == nil {
 			err = outcomes[0]
@@ -255,7 +255,7 @@ func TestCommitsAreCut(t *testing.T) {
 			request := fmt.Sprint("request-", i, "-", cut)
 			section := buy(once("c", request, request), "a", 1)
 			p.cut.Store(cut)
-			_, outcomes, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, func() []domain.Section { return []domain.Section{section} })
+			_, outcomes, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, false, func() []domain.Section { return []domain.Section{section} })
 			require.Equal(t, nowhere, p.cut.Load(), "the cut has happened")
 			retry := w.run(t, buy(once("c", request, request), "a", 1))[0]
 			if cut == beforeCommit {

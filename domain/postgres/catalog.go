@@ -191,7 +191,8 @@ func (s *Store) create(ctx context.Context, key domain.Key, lock domain.LockSpec
 		return wanted
 	}
 	try := func() error {
-		_, err := s.transact(ctx, nil, endTimeout, gather, func(ctx context.Context, t *tx) error {
+		begin := func() *tx { return &tx{store: s, lockWait: endTimeout} }
+		_, err := s.transact(ctx, begin, gather, func(ctx context.Context, t *tx) error {
 			if err := t.replay(once); err != nil {
 				return err
 			}

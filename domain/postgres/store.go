@@ -163,13 +163,14 @@ const endTimeout = 5 * time.Second
 const maxTries = 5
 
 // Transact runs sections, one after the other, in a READ COMMITTED transaction that has presented the grants, in the given
-// order, before anything else. lockWait bounds each wait for a row. collect is called once and says which sections; after
-// the row locks were taken, if there are any among the grants. They run again when the server aborted the transaction for
-// the sake of others. The receipt has the grants with the tokens that row locks drew.
+// order, before anything else. lockWait bounds each wait for a row; with skipLocked, a fence's row that somebody else has
+// locked is not waited for, and the sections for it fail with domain.ErrRowLocked. collect is called once and says which
+// sections; after the row locks were taken, if there are any among the grants. They run again when the server aborted the
+// transaction for the sake of others. The receipt has the grants with the tokens that row locks drew.
 //
 // outcomes has the error of each section: one that failed has changed nothing, and the others are committed without it. An
 // err is everybody's: nothing was written, unless it is domain.ErrOutcomeUnknown.
-func (s *Store) Transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration, collect func() []domain.Section,
+func (s *Store) Transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration, skipLocked bool, collect func() []domain.Section,
 ) (receipt domain.Receipt, outcomes []error, err error) {
 	var sections []domain.Section
 	gather := sync.OnceValue(func() (wanted reads) {
@@ -185,7 +186,10 @@ func (s *Store) Transact(ctx context.Context, grants []domain.Grant, lockWait ti
 		}
 		return wanted
 	})
-	receipt, err = s.transact(ctx, grants, lockWait, gather, func(ctx context.Context, t *tx) error {
+	begin := func() *tx {
+		return &tx{store: s, grants: slices.Clone(grants), lockWait: lockWait, skipLocked: skipLocked}
+	}
+	receipt, err = s.transact(ctx, begin, gather, func(ctx context.Context, t *tx) error {
 		idle := true
 		for i, section := range sections {
 			outcomes[i] = t.run(ctx, section)
@@ -209,12 +213,12 @@ func (s *Store) Transact(ctx context.Context, grants []domain.Grant, lockWait ti
 // the server no write.
 var errNothingToDo = errors.New("no section of the transaction has anything to write")
 
-func (s *Store) transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration, gather func() reads,
-	fn func(context.Context, *tx) error,
+// transact runs fn in a transaction; in a new one, which begin makes, when the server has aborted it for the sake of others.
+func (s *Store) transact(ctx context.Context, begin func() *tx, gather func() reads, fn func(context.Context, *tx) error,
 ) (receipt domain.Receipt, err error) {
 	began := time.Now()
 	for try := 1; ; try++ {
-		receipt, err = s.transactOnce(ctx, grants, lockWait, gather, fn)
+		receipt, err = begin().transact(ctx, gather, fn)
 		if !aborted(err) || try == maxTries || pauseBeforeRetry(ctx, try) != nil {
 			break
 		}
@@ -223,10 +227,7 @@ func (s *Store) transact(ctx context.Context, grants []domain.Grant, lockWait ti
 	return receipt, err
 }
 
-func (s *Store) transactOnce(ctx context.Context, grants []domain.Grant, lockWait time.Duration, gather func() reads,
-	fn func(context.Context, *tx) error,
-) (receipt domain.Receipt, err error) {
-	t := &tx{store: s, grants: slices.Clone(grants), lockWait: lockWait}
+func (t *tx) transact(ctx context.Context, gather func() reads, fn func(context.Context, *tx) error) (receipt domain.Receipt, err error) {
 	defer t.end(ctx) // also on a panic of fn
 	defer func() { receipt.Grants, receipt.LockWait = t.grants, t.waited }()
 
@@ -246,7 +247,7 @@ func (s *Store) transactOnce(ctx context.Context, grants []domain.Grant, lockWai
 		return receipt, err
 	}
 	t.end(ctx) // before asking for another: a section never holds one connection while it waits for the next
-	return receipt, s.settle(ctx, t, err)
+	return receipt, t.store.settle(ctx, t, err)
 }
 
 // acquire takes a connection. Waiting for one counts like waiting for a lock.

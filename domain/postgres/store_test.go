@@ -68,7 +68,7 @@ func (w *world) grant(key domain.Key) domain.Grant {
 func transact(ctx context.Context, store *postgres.Store, grants []domain.Grant, wait time.Duration,
 	fn func(context.Context, domain.Tx) error,
 ) (domain.Receipt, error) {
-	receipt, outcomes, err := store.Transact(ctx, grants, wait, func() []domain.Section { return []domain.Section{{Run: fn}} })
+	receipt, outcomes, err := store.Transact(ctx, grants, wait, false, func() []domain.Section { return []domain.Section{{Run: fn}} })
 	if err == nil {
 		err = outcomes[0]
 	}
@@ -225,7 +225,7 @@ func TestSharedTransaction(t *testing.T) {
 		return func(ctx context.Context, tx domain.Tx) error { return errors.Join(run(ctx, tx), err) }
 	}
 	g := w.grant(key)
-	receipt, outcomes, err := w.store.Transact(t.Context(), []domain.Grant{g}, wait, func() []domain.Section {
+	receipt, outcomes, err := w.store.Transact(t.Context(), []domain.Grant{g}, wait, false, func() []domain.Section {
 		return []domain.Section{
 			{Run: then(hold(abandoned), boom)}, // has put everything, and fails after that
 			{Run: hold(taken)},
@@ -263,13 +263,42 @@ func TestSharedTransaction(t *testing.T) {
 	// When none of them has succeeded, the server is spared the COMMIT.
 	before, err := w.store.Item(t.Context(), "a")
 	require.NoError(t, err)
-	_, outcomes, err = w.store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, func() []domain.Section {
+	_, outcomes, err = w.store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, false, func() []domain.Section {
 		return []domain.Section{{Run: then(hold(refused), boom)}, {Run: release}}
 	})
 	require.NoError(t, err)
 	require.ErrorIs(t, outcomes[0], boom)
 	require.ErrorIs(t, outcomes[1], domain.ErrWrongState)
 	w.untouched(t, key, before)
+}
+
+// A transaction that does not wait for rows leaves out the sections whose row is locked, and commits the others.
+func TestSkipLocked(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	free, locked := w.item(t, "a", 10, domain.FencingEnforced), w.item(t, "b", 10, domain.FencingEnforced)
+	before, err := w.store.Item(t.Context(), "b")
+	require.NoError(t, err)
+	other := postgrestest.Connect(t, w.db.OwnerURL)
+	_, err = other.Exec(t.Context(), `BEGIN`)
+	require.NoError(t, err)
+	_, err = other.Exec(t.Context(), `SELECT FROM fences WHERE resource = $1 FOR UPDATE`, locked)
+	require.NoError(t, err)
+	r := reservation(domain.Line{SKU: "a", Quantity: 1})
+	_, outcomes, err := w.store.Transact(t.Context(), []domain.Grant{w.grant(free), w.grant(locked)}, wait, true, func() []domain.Section {
+		return []domain.Section{
+			{Keys: []domain.Key{free}, Run: hold(r)},
+			{Keys: []domain.Key{locked}, Run: func(context.Context, domain.Tx) error { panic("not reached") }},
+		}
+	})
+	require.NoError(t, err)
+	require.NoError(t, outcomes[0])
+	require.ErrorIs(t, outcomes[1], domain.ErrRowLocked)
+	_, err = w.store.Reservation(t.Context(), r.ID)
+	require.NoError(t, err)
+	_, err = other.Exec(t.Context(), `ROLLBACK`)
+	require.NoError(t, err)
+	w.untouched(t, locked, before)
 }
 
 // A section whose read breaks the transaction breaks it for all.
@@ -280,7 +309,7 @@ func TestSharedTransactionBreaks(t *testing.T) {
 	before, err := w.store.Item(t.Context(), "a")
 	require.NoError(t, err)
 	admin := postgrestest.Connect(t, w.db.ServiceURL)
-	_, _, err = w.store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, func() []domain.Section {
+	_, _, err = w.store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, false, func() []domain.Section {
 		return []domain.Section{
 			{Run: hold(reservation(domain.Line{SKU: "a", Quantity: 1}))},
 			{Run: func(ctx context.Context, tx domain.Tx) error {

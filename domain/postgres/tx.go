@@ -20,16 +20,18 @@ import (
 
 // tx is the unit of work that sections see: every row is read once, changed in memory, and written with the commit.
 type tx struct {
-	store    *Store
-	grants   []domain.Grant
-	lockWait time.Duration
+	store      *Store
+	grants     []domain.Grant
+	lockWait   time.Duration
+	skipLocked bool
 
-	pooled   *pgxpool.Conn // nil while no transaction is open
-	conn     *pgx.Conn     // of pooled
-	xid      string        // the transaction's number, by which its fate can be asked for later
-	evidence *evidence     // a row that is there if and only if the transaction has committed; nil if it wrote none
-	waited   time.Duration // for presenting, and with that for row locks
-	failed   error         // what broke the transaction for everybody in it
+	pooled   *pgxpool.Conn       // nil while no transaction is open
+	conn     *pgx.Conn           // of pooled
+	xid      string              // the transaction's number, by which its fate can be asked for later
+	evidence *evidence           // a row that is there if and only if the transaction has committed; nil if it wrote none
+	waited   time.Duration       // for presenting, and with that for row locks
+	failed   error               // what broke the transaction for everybody in it
+	skipped  map[domain.Key]bool // grants that were not presented, because somebody else had locked the row
 
 	items        map[string]*working[domain.Item]
 	coupons      map[string]*working[domain.Coupon]
@@ -105,9 +107,12 @@ func (t *tx) rowLocks() bool {
 	return slices.ContainsFunc(t.grants, func(g domain.Grant) bool { return g.RowLock })
 }
 
-// run runs one section, unless it has an answer already. What a section that fails has put is taken back, so that the others
+// run runs one section, unless it has an answer already or its row was skipped. What a section that fails has put is taken back, so that the others
 // in the transaction never see it.
 func (t *tx) run(ctx context.Context, section domain.Section) error {
+	if slices.ContainsFunc(section.Keys, func(key domain.Key) bool { return t.skipped[key] }) {
+		return domain.ErrRowLocked
+	}
 	if err := t.replay(section.Once); err != nil {
 		return err
 	}
@@ -164,36 +169,16 @@ func (t *tx) Slow(ctx context.Context, step func(context.Context) error) error {
 func (t *tx) begin(ctx context.Context, wanted reads) error {
 	batch := &pgx.Batch{}
 	batch.Queue(`BEGIN ISOLATION LEVEL READ COMMITTED`)
-	// For this transaction only: behind a pooler the session belongs to others as well.
+	// For this transaction only: behind a pooler the session belongs to others as well. Every row is looked up by its key, so
+	// one plan is good for all: without the last two, a statement that takes arrays would be planned anew each time, which
+	// costs more than to run it, and one that was planned while a table was small would go on reading it whole.
 	batch.Queue(`SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true),
-	                    set_config('idle_in_transaction_session_timeout', $3, true), pg_current_xact_id()::text`,
+	                    set_config('idle_in_transaction_session_timeout', $3, true), pg_current_xact_id()::text,
+	                    set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true)`,
 		milliseconds(max(t.lockWait, time.Millisecond)), milliseconds(statementTimeout), milliseconds(idleTimeout)).
-		QueryRow(func(row pgx.Row) error { return row.Scan(nil, nil, nil, &t.xid) })
-	for i := range t.grants {
-		g := &t.grants[i]
-		if g.RowLock {
-			batch.Queue(`SELECT lock_row($1, $2, $3)`, g.Key, g.Epoch, g.ID).QueryRow(func(row pgx.Row) error {
-				var token *int64
-				if err := row.Scan(&token); err != nil {
-					return err
-				}
-				if token != nil {
-					g.Token = domain.Token(*token)
-				}
-				return nil
-			})
-			continue
-		}
-		batch.Queue(`SELECT present($1, $2, $3, NULLIF($4::bigint, 0), $5)`, g.Key, g.Strategy, g.Epoch, int64(g.Token), g.ID)
-	}
-	for _, g := range t.grants {
-		switch g.Key.Kind() {
-		case domain.KindItem:
-			batch.Queue(selectItem, g.Key).QueryRow(func(row pgx.Row) error { return absent(t.scanItem(row, g.Key.Name())) })
-		case domain.KindCoupon:
-			batch.Queue(selectCoupon, g.Key).QueryRow(func(row pgx.Row) error { return absent(t.scanCoupon(row, g.Key.Name())) })
-		}
-	}
+		QueryRow(func(row pgx.Row) error { return row.Scan(nil, nil, nil, &t.xid, nil, nil) })
+	t.queuePresentation(batch)
+	t.queueResources(batch)
 	t.queueReads(batch, wanted)
 
 	if err := t.conn.SendBatch(ctx, batch).Close(); err != nil {
@@ -209,6 +194,70 @@ func (t *tx) begin(ctx context.Context, wanted reads) error {
 		return fmt.Errorf("beginning the transaction: %w", err)
 	}
 	return nil
+}
+
+// queuePresentation presents the grants, in their order. Row locks draw their tokens there.
+func (t *tx) queuePresentation(batch *pgx.Batch) {
+	if len(t.grants) == 0 {
+		return
+	}
+	var (
+		keys       []domain.Key
+		strategies []string
+		epochs     []int64
+		tokens     []*int64
+		ids        []pgtype.UUID
+		rowLocks   []bool
+	)
+	for _, g := range t.grants {
+		keys, strategies, epochs = append(keys, g.Key), append(strategies, g.Strategy), append(epochs, g.Epoch)
+		tokens = append(tokens, nullToken(g.Token))
+		ids, rowLocks = append(ids, pgtype.UUID{Bytes: g.ID, Valid: true}), append(rowLocks, g.RowLock)
+	}
+	batch.Queue(`SELECT present_all($1, $2, $3, $4, $5, $6, $7)`, keys, strategies, epochs, tokens, ids, rowLocks, !t.skipLocked).
+		QueryRow(func(row pgx.Row) error {
+			var presented []*int64
+			if err := row.Scan(&presented); err != nil {
+				return err
+			}
+			for i, token := range presented {
+				switch {
+				case token == nil:
+					put(&t.skipped, t.grants[i].Key, true)
+				case rowLocks[i]:
+					t.grants[i].Token = domain.Token(*token)
+				}
+			}
+			return nil
+		})
+}
+
+// nullToken is NULL for a grant without one.
+func nullToken(token domain.Token) *int64 {
+	if token == 0 {
+		return nil
+	}
+	n := int64(token)
+	return &n
+}
+
+// queueResources reads the items and coupons of the grants.
+func (t *tx) queueResources(batch *pgx.Batch) {
+	var items, coupons []domain.Key
+	for _, g := range t.grants {
+		switch g.Key.Kind() {
+		case domain.KindItem:
+			items = append(items, g.Key)
+		case domain.KindCoupon:
+			coupons = append(coupons, g.Key)
+		}
+	}
+	if len(items) > 0 {
+		batch.Queue(selectItems, items).Query(t.scanItems)
+	}
+	if len(coupons) > 0 {
+		batch.Queue(selectCoupons, coupons).Query(t.scanCoupons)
+	}
 }
 
 func milliseconds(d time.Duration) string { return fmt.Sprintf("%dms", d.Milliseconds()) }
@@ -273,32 +322,29 @@ func (t *tx) queueReads(batch *pgx.Batch, wanted reads) {
 	}
 }
 
-// absent leaves it to the section that needs the row to complain of it.
-func absent(err error) error {
-	if errors.Is(err, pgx.ErrNoRows) {
+const selectItems = `SELECT sku, name, on_hand, reserved, sold FROM items WHERE resource = ANY($1)`
+
+func (t *tx) scanItems(rows pgx.Rows) error {
+	var item domain.Item
+	_, err := pgx.ForEachRow(rows, []any{&item.SKU, &item.Name, &item.OnHand, &item.Reserved, &item.Sold}, func() error {
+		put(&t.items, item.SKU, &working[domain.Item]{now: item, stored: true})
 		return nil
-	}
-	return err
-}
-
-const selectItem = `SELECT name, on_hand, reserved, sold FROM items WHERE resource = $1`
-
-func (t *tx) scanItem(row pgx.Row, sku string) error {
-	item := domain.Item{SKU: sku}
-	err := row.Scan(&item.Name, &item.OnHand, &item.Reserved, &item.Sold)
-	if err == nil {
-		put(&t.items, sku, &working[domain.Item]{now: item, stored: true})
-	}
+	})
 	return err
 }
 
 func (t *tx) Item(ctx context.Context, sku string) (domain.Item, error) {
 	if t.items[sku] == nil {
-		if err := t.scanItem(t.conn.QueryRow(ctx, selectItem, domain.ItemKey(sku)), sku); err != nil {
+		rows, _ := t.conn.Query(ctx, selectItems, []domain.Key{domain.ItemKey(sku)})
+		if err := t.scanItems(rows); err != nil {
 			return domain.Item{}, t.readError(ctx, "item "+sku, err)
 		}
 	}
-	return t.items[sku].now, nil
+	w := t.items[sku]
+	if w == nil {
+		return domain.Item{}, fmt.Errorf("item %s: %w", sku, domain.ErrNotFound)
+	}
+	return w.now, nil
 }
 
 func (t *tx) PutItem(item domain.Item, why domain.Entry) {
@@ -334,28 +380,32 @@ func (t *tx) scanReservations(rows pgx.Rows) error {
 
 func (t *tx) PutReservation(r domain.Reservation) { change(t, &t.reservations, r.ID, r) }
 
-const selectCoupon = `
-	SELECT max_redemptions, per_customer_limit, valid_from, valid_until, redeemed FROM coupons WHERE resource = $1`
+const selectCoupons = `
+	SELECT code, max_redemptions, COALESCE(per_customer_limit, 0), valid_from, valid_until, redeemed FROM coupons WHERE resource = ANY($1)`
 
-func (t *tx) scanCoupon(row pgx.Row, code string) error {
-	c := domain.Coupon{Code: code}
-	var limit pgtype.Int8
+func (t *tx) scanCoupons(rows pgx.Rows) error {
+	var c domain.Coupon
 	var from, until pgtype.Timestamptz
-	err := row.Scan(&c.MaxRedemptions, &limit, &from, &until, &c.Redeemed)
-	if err == nil {
-		c.PerCustomerLimit, c.ValidFrom, c.ValidUntil = limit.Int64, utc(from), utc(until)
-		put(&t.coupons, code, &working[domain.Coupon]{now: c, stored: true})
-	}
+	_, err := pgx.ForEachRow(rows, []any{&c.Code, &c.MaxRedemptions, &c.PerCustomerLimit, &from, &until, &c.Redeemed}, func() error {
+		c.ValidFrom, c.ValidUntil = utc(from), utc(until)
+		put(&t.coupons, c.Code, &working[domain.Coupon]{now: c, stored: true})
+		return nil
+	})
 	return err
 }
 
 func (t *tx) Coupon(ctx context.Context, code string) (domain.Coupon, error) {
 	if t.coupons[code] == nil {
-		if err := t.scanCoupon(t.conn.QueryRow(ctx, selectCoupon, domain.CouponKey(code)), code); err != nil {
+		rows, _ := t.conn.Query(ctx, selectCoupons, []domain.Key{domain.CouponKey(code)})
+		if err := t.scanCoupons(rows); err != nil {
 			return domain.Coupon{}, t.readError(ctx, "coupon "+code, err)
 		}
 	}
-	return t.coupons[code].now, nil
+	w := t.coupons[code]
+	if w == nil {
+		return domain.Coupon{}, fmt.Errorf("coupon %s: %w", code, domain.ErrNotFound)
+	}
+	return w.now, nil
 }
 
 func (t *tx) PutCoupon(c domain.Coupon, why domain.Entry) {
@@ -462,27 +512,48 @@ func (t *tx) readError(ctx context.Context, what string, err error) error {
 	return err
 }
 
-// writes is what was put: the new absolute states in the byte order of their keys, then what was taken of them, then the
-// ledger. However many sections there were, it is one statement for each changed item or coupon and one for each table of
-// rows.
+// writes is what was put: the new absolute states, then what was taken of them, then the ledger. However many sections and
+// keys there were, it is one statement for each table.
 func (t *tx) writes() *pgx.Batch {
 	batch := &pgx.Batch{}
-	for _, sku := range slices.Sorted(maps.Keys(t.items)) {
-		if w := t.items[sku]; w.dirty {
-			batch.Queue(`UPDATE items SET on_hand = $2, reserved = $3, sold = $4 WHERE resource = $1`,
-				domain.ItemKey(sku), w.now.OnHand, w.now.Reserved, w.now.Sold)
-		}
-	}
-	for _, code := range slices.Sorted(maps.Keys(t.coupons)) {
-		if w := t.coupons[code]; w.dirty {
-			batch.Queue(`UPDATE coupons SET redeemed = $2 WHERE resource = $1`, domain.CouponKey(code), w.now.Redeemed)
-		}
-	}
+	t.queueItems(batch)
+	t.queueCoupons(batch)
 	queueReservations(batch, t.reservations)
 	queueRedemptions(batch, t.redemptions)
 	t.queueLedger(batch)
 	t.insertAnswers(batch)
 	return batch
+}
+
+func (t *tx) queueItems(batch *pgx.Batch) {
+	var keys []domain.Key
+	var onHand, reserved, sold []int64
+	for _, sku := range slices.Sorted(maps.Keys(t.items)) {
+		if w := t.items[sku]; w.dirty {
+			keys = append(keys, domain.ItemKey(sku))
+			onHand, reserved, sold = append(onHand, w.now.OnHand), append(reserved, w.now.Reserved), append(sold, w.now.Sold)
+		}
+	}
+	if len(keys) > 0 {
+		batch.Queue(`UPDATE items AS i SET on_hand = new.on_hand, reserved = new.reserved, sold = new.sold
+			  FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) AS new (resource, on_hand, reserved, sold)
+			 WHERE i.resource = new.resource`, keys, onHand, reserved, sold)
+	}
+}
+
+func (t *tx) queueCoupons(batch *pgx.Batch) {
+	var keys []domain.Key
+	var redeemed []int64
+	for _, code := range slices.Sorted(maps.Keys(t.coupons)) {
+		if w := t.coupons[code]; w.dirty {
+			keys, redeemed = append(keys, domain.CouponKey(code)), append(redeemed, w.now.Redeemed)
+		}
+	}
+	if len(keys) > 0 {
+		batch.Queue(`UPDATE coupons AS c SET redeemed = new.redeemed
+			  FROM unnest($1::text[], $2::bigint[]) AS new (resource, redeemed)
+			 WHERE c.resource = new.resource`, keys, redeemed)
+	}
 }
 
 // grantOf is what the ledger says of a change. On a fenced resource PostgreSQL replaces it by what was really presented.
@@ -606,12 +677,7 @@ func (t *tx) queueLedger(batch *pgx.Batch) {
 		sold, redeem = append(sold, row.soldDelta), append(redeem, row.redeemedDelta)
 		g := t.grantOf(row.key)
 		strategies, epochs = append(strategies, g.Strategy), append(epochs, g.Epoch)
-		var token *int64
-		if g.Token != 0 {
-			n := int64(g.Token)
-			token = &n
-		}
-		tokens, grants = append(tokens, token), append(grants, pgtype.UUID{Bytes: g.ID, Valid: true})
+		tokens, grants = append(tokens, nullToken(g.Token)), append(grants, pgtype.UUID{Bytes: g.ID, Valid: true})
 	}
 	batch.Queue(`
 		INSERT INTO ledger (resource, entry, kind, reference, on_hand_delta, reserved_delta, sold_delta, redeemed_delta,

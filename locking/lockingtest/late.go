@@ -24,7 +24,7 @@ type lateDatabase struct {
 	url string
 }
 
-func (d lateDatabase) Transact(ctx context.Context, grants []domain.Grant, _ time.Duration, collect func() []domain.Section) (domain.Receipt, []error, error) {
+func (d lateDatabase) Transact(ctx context.Context, grants []domain.Grant, _ time.Duration, _ bool, collect func() []domain.Section) (domain.Receipt, []error, error) {
 	sections := collect()
 	receipt, outcomes := domain.Receipt{Grants: grants}, make([]error, len(sections))
 	conn, err := pgx.Connect(ctx, d.url)

@@ -45,6 +45,8 @@ var suite = []struct {
 	{"holders meet only without a lock", everybody, testHoldersMeet},
 	{"read-modify-write sums up only under a lock", everybody, testSum},
 	{"a lock of one process excludes nobody in another", oneProcess, testTwoProcesses},
+	{"keys that share transactions lose no update", exclusive, testKeysShareTransactions},
+	{"a locked row keeps only its own key waiting", fences, testLockedRow},
 	{"a release lets the next in at once", exclusive, testHandOver},
 	{"an error rolls back and releases", everybody, testErrorInSection},
 	{"a panic rolls back and releases", everybody, testPanicInSection},
@@ -166,6 +168,7 @@ func (w *world) node(change ...func(*locking.Backend, *locking.Database)) *node 
 	}
 	n.Guard = locking.NewGuard(database, backends, locking.Options{
 		LockWait: deadline, MaxBatch: w.instance.MaxBatch, MaxQueue: 1000, Log: w.config.Log, Observe: n.watch.observe,
+		MaxTransactions: max(int(w.instance.PoolSize)/4, 1),
 	})
 	w.t.Cleanup(n.Wait) // before the servers are left
 	// Again if need be, as whoever runs instances starts one again: servers that are electing a leader have no answer yet.

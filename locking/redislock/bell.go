@@ -33,6 +33,7 @@ type queue struct {
 	waiters    []chan struct{}
 	subscribed map[*line]bool // the lines on which the server has confirmed the channel
 	last       string         // the latest ring: of several servers, each sends a copy
+	copies     int            // of that ring that have come
 }
 
 // line is the connection to one server. Only its own goroutine sends on it: a server that does not answer keeps that
@@ -203,9 +204,8 @@ func (b *bell) take(l *line, message any) {
 	defer b.mu.Unlock()
 	switch m := message.(type) {
 	case *redis.Message:
-		if q := b.queues[m.Channel]; q != nil && m.Payload != q.last {
-			q.last = m.Payload
-			q.ring()
+		if q := b.queues[m.Channel]; q != nil {
+			q.take(m.Payload, majority(len(b.servers)))
 		}
 	case *redis.Subscription:
 		if q := b.queues[m.Channel]; q != nil && m.Kind == "subscribe" {
@@ -217,6 +217,18 @@ func (b *bell) take(l *line, message any) {
 				q.ringAll()
 			}
 		}
+	}
+}
+
+// take takes a copy of a ring. The first one rings, because the other servers may be silent. So does the one that completes a
+// majority: until then the release has not reached a majority either, and a waiter that has tried meanwhile has found the lock
+// where it was and gone back to sleep.
+func (q *queue) take(ring string, majority int) {
+	if ring != q.last {
+		q.last, q.copies = ring, 0
+	}
+	if q.copies++; q.copies == 1 || q.copies == majority {
+		q.ring()
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 )
 
@@ -33,4 +34,29 @@ func TestARingIsNotLost(t *testing.T) {
 	}
 	leaveSecond()
 	require.Empty(t, b.queues)
+}
+
+// A waiter that a release's first copy has woken can try before the release has reached a majority of the servers, in vain. It
+// is woken again when it has.
+func TestARingIsHeardAgainFromAMajority(t *testing.T) {
+	t.Parallel()
+	var servers []server
+	for range 5 {
+		options, err := parseURL("redis://127.0.0.1:1/0") // nobody is there: the only rings are those below
+		require.NoError(t, err)
+		servers = append(servers, newServer(options, time.Second))
+	}
+	b := newBell(slog.New(slog.DiscardHandler), servers...)
+	t.Cleanup(b.close)
+	rung, leave := b.listen("channel")
+	t.Cleanup(leave)
+	for _, ring := range []string{"one", "another"} {
+		for copies, rings := range []int{1, 0, 1, 0, 0} {
+			b.take(nil, &redis.Message{Channel: "channel", Payload: ring})
+			require.Len(t, rung, rings, "%s: copy %d", ring, copies+1)
+			if rings > 0 {
+				<-rung
+			}
+		}
+	}
 }

@@ -29,11 +29,15 @@ var (
 	acquireScript = redis.NewScript(acquireLua)
 )
 
+// handOver is what a release, the message to who waits, and his acquire take together.
+const handOver = time.Millisecond
+
 // Locker takes leases on one Redis: a server, the master that Sentinels name, or a Cluster.
 type Locker struct {
 	server server
 	ttl    time.Duration
 	bell   *bell
+	crowd  crowd
 }
 
 var _ locking.Locker = (*Locker)(nil)
@@ -48,7 +52,7 @@ func Open(url string, ttl time.Duration, traces trace.TracerProvider, log *slog.
 	if err := traceCalls(server.UniversalClient, traces); err != nil {
 		return nil, errors.Join(err, server.Close())
 	}
-	l := &Locker{server: server, ttl: ttl}
+	l := &Locker{server: server, ttl: ttl, crowd: crowd{pause: handOver / 2}}
 	l.bell = newBell(log, server)
 	return &locking.Backend{
 		Name:     Name,
@@ -56,7 +60,7 @@ func Open(url string, ttl time.Duration, traces trace.TracerProvider, log *slog.
 		Fences:   true,
 		Server:   server.addr,
 		Locker:   l,
-		Turn:     20 * time.Millisecond,
+		HandOver: handOver,
 		Identify: l.identify,
 		Close: func() error {
 			l.bell.close()
@@ -68,16 +72,29 @@ func Open(url string, ttl time.Duration, traces trace.TracerProvider, log *slog.
 // Acquire implements locking.Locker.
 func (l *Locker) Acquire(ctx context.Context, key domain.Key, id domain.GrantID) (*locking.Lease, error) {
 	n, value := namesOf(prefix, key), uuid.UUID(id).String()
-	if lease, _, err := l.try(ctx, n, value); lease != nil || err != nil {
-		return lease, err
+	waited, err := l.crowd.standAside(ctx, n.lock)
+	if err != nil {
+		return nil, err
+	}
+	lease, _, err := l.try(ctx, n, value)
+	if err != nil {
+		return nil, err
+	}
+	if lease != nil {
+		lease.Waited = waited
+		return lease, nil
 	}
 	// Listen first and try again then: a release between the first try and the subscription would wake nobody.
 	rung, stop := l.bell.listen(n.released)
 	defer stop()
 	for {
 		lease, remaining, err := l.try(ctx, n, value)
-		if lease != nil || err != nil {
-			return lease, err
+		if err != nil {
+			return nil, err
+		}
+		if lease != nil {
+			lease.Waited = true
+			return lease, nil
 		}
 		if err := await(ctx, rung, remaining); err != nil {
 			return nil, err
@@ -137,7 +154,10 @@ func (l *Locker) extend(ctx context.Context, n names, value string) (until time.
 }
 
 func (l *Locker) release(ctx context.Context, n names, value string) error {
-	ours, _, err := l.server.release(ctx, n, value, uuid.NewString())
+	ours, awaited, err := l.server.release(ctx, n, value, uuid.NewString())
+	if awaited > 0 {
+		l.crowd.note(n.lock)
+	}
 	switch {
 	case err != nil:
 		return l.unavailable(ctx, err)

@@ -49,10 +49,10 @@ const MinNodes = 3
 
 // Redlock takes leases on a majority of independent Redis servers, its nodes.
 type Redlock struct {
-	nodes   []*node
-	ttl     time.Duration
-	bell    *bell
-	crowded sync.Map // names of the locks that were awaited elsewhere when this process gave them back a moment ago
+	nodes []*node
+	ttl   time.Duration
+	bell  *bell
+	crowd crowd
 }
 
 var _ locking.Locker = (*Redlock)(nil)
@@ -63,7 +63,7 @@ func OpenRedlock(urls []string, ttl time.Duration, traces trace.TracerProvider, 
 	if len(urls) < MinNodes || len(urls)%2 == 0 {
 		return nil, fmt.Errorf("redlock needs three, five or another odd number of Redis servers, not %d", len(urls))
 	}
-	l := &Redlock{ttl: ttl}
+	l := &Redlock{ttl: ttl, crowd: crowd{pause: minPause}}
 	var servers []server
 	var addrs []string
 	for _, url := range urls {
@@ -89,7 +89,7 @@ func OpenRedlock(urls []string, ttl time.Duration, traces trace.TracerProvider, 
 		Fences:   true,
 		Server:   strings.Join(addrs, ","),
 		Locker:   l,
-		Turn:     50 * time.Millisecond,
+		HandOver: 2500 * time.Microsecond,
 		Identify: l.identify,
 		Close: func() error {
 			l.bell.close()
@@ -115,12 +115,9 @@ func nodeTimeout(ttl time.Duration) time.Duration {
 // Acquire implements locking.Locker.
 func (l *Redlock) Acquire(ctx context.Context, key domain.Key, id domain.GrantID) (*locking.Lease, error) {
 	n := namesOf(redlockPrefix, key)
-	if _, crowded := l.crowded.LoadAndDelete(n.lock); crowded {
-		// Those who were woken by our release pause before they try. Whoever has just had the lock would be there before
-		// them each time.
-		if err := sleep(ctx, minPause+rand.N(minPause)); err != nil {
-			return nil, err
-		}
+	waited, err := l.crowd.standAside(ctx, n.lock) // they pause as well before they try
+	if err != nil {
+		return nil, err
 	}
 	var rung <-chan struct{} // nil, so never received from, until this is a waiter
 	failures := 0
@@ -129,6 +126,7 @@ func (l *Redlock) Acquire(ctx context.Context, key domain.Key, id domain.GrantID
 		lease, err := c.run(ctx)
 		switch {
 		case lease != nil:
+			lease.Waited = waited || try > 0
 			return lease, nil
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
@@ -174,13 +172,6 @@ const (
 	// So many tries in a row must find no majority that answers, before the caller is told.
 	maxFailures = 3
 )
-
-// crowd notes that others wait for a lock that was given back.
-func (l *Redlock) crowd(n names) {
-	if _, known := l.crowded.Swap(n.lock, true); !known {
-		time.AfterFunc(maxPause, func() { l.crowded.Delete(n.lock) }) // they have had their chance
-	}
-}
 
 // owner is what a try writes where the lock is. Each try has its own: what an earlier one has left to be given back in the
 // background must not take away the lock of a later one. The first is the same for the same grant, so that a caller that
@@ -401,7 +392,7 @@ func (c *claim) releaseAt(ctx context.Context, i int, ring string) (ours bool, e
 		_, err = c.l.nodes[i].call(ctx, func(ctx context.Context, s server) error {
 			var awaited int64
 			if ours, awaited, err = s.release(ctx, c.names, c.owner, ring); awaited > 0 {
-				c.l.crowd(c.names)
+				c.l.crowd.note(c.names.lock)
 			}
 			return err
 		})

@@ -80,7 +80,7 @@ func Open(servers []string, auth string, term time.Duration, log *slog.Logger) (
 		Fences:   true,
 		Server:   l.client.String(),
 		Locker:   l,
-		Turn:     100 * time.Millisecond,
+		HandOver: 5 * time.Millisecond,
 		Identify: l.identify,
 		Close:    l.client.close,
 	}, nil
@@ -128,10 +128,14 @@ func (l *Locker) try(ctx context.Context, queue, id string) (lease *locking.Leas
 			go l.remove(node)
 		}
 	}()
-	if err := l.wait(ctx, queue, node); err != nil {
+	waited, err := l.wait(ctx, queue, node)
+	if err != nil {
 		return nil, err
 	}
-	return l.grant(ctx, node)
+	if lease, err = l.grant(ctx, node); err == nil {
+		lease.Waited = waited
+	}
+	return lease, err
 }
 
 // create makes our node. When the reply was lost, it looks for the node until a server has answered, however long ctx has
@@ -218,12 +222,12 @@ func (l *Locker) remove(node string) error {
 }
 
 // wait returns when our node is the first of its queue. Servers that are away for a while do not end it: we keep our place
-// as long as the session does.
-func (l *Locker) wait(ctx context.Context, queue, node string) error {
-	for {
+// as long as the session does. waited is false if it was the first from the start.
+func (l *Locker) wait(ctx context.Context, queue, node string) (waited bool, err error) {
+	for ; ; waited = true {
 		line, err := l.line(ctx, keepTrying, queue)
 		if err != nil {
-			return err
+			return waited, err
 		}
 		place := -1
 		for i, name := range line {
@@ -233,9 +237,9 @@ func (l *Locker) wait(ctx context.Context, queue, node string) error {
 		}
 		switch place {
 		case -1:
-			return errNodeGone
+			return waited, errNodeGone
 		case 0:
-			return nil
+			return waited, nil
 		}
 		// The one before us only. If all watched the holder, each release would wake them all. By its data and not by its
 		// existence: a watch for a node that is not there would stay at the server for good, because names do not return.
@@ -247,12 +251,12 @@ func (l *Locker) wait(ctx context.Context, queue, node string) error {
 			continue
 		}
 		if err != nil {
-			return err
+			return waited, err
 		}
 		select {
 		case <-changed: // deleted, or the session is over; which one, the next look tells
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return waited, context.Cause(ctx)
 		}
 	}
 }

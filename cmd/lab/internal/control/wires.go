@@ -35,7 +35,7 @@ type message struct {
 // presentation is the one that tells whether what it has read still holds.
 var messages = map[string]message{
 	"write":        {statement: "UPDATE items"},
-	"presentation": {statement: "SELECT present(", skip: 1},
+	"presentation": {statement: "SELECT present", skip: 1},
 }
 
 func newWires(lab *servers.Lab) (*wires, error) {

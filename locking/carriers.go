@@ -1,0 +1,159 @@
+package locking
+
+import (
+	"context"
+	"errors"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+
+	"fencepost/domain"
+)
+
+// carriers are the transactions that the queues of a process have under way. There are only so many: when more keys than
+// that want one, those that wait share the next. A COMMIT then carries the batches of many keys, which is what makes a
+// thousand lukewarm keys fast, as a queue makes one hot key fast. A key that finds a transaction free has it to itself.
+//
+// Nobody pays for company. A carrier does not wait for a row that somebody else has locked: that key goes on alone, in a
+// transaction that does not count. And when a carrier fails for one of its keys, nothing was written and each of them goes on
+// alone: the one that was the cause fails there by itself.
+type carriers struct {
+	guard *Guard
+	limit int // 0: none
+
+	mu       sync.Mutex
+	underWay int
+	waiting  []*load // the longest waiting first
+}
+
+// A carrier keeps the rows of all its keys locked until its end, so it should not become long.
+const maxKeys = 64
+
+// load is one key's part in a transaction.
+type load struct {
+	hold    *hold
+	collect func() []domain.Section // may be called again, and says the same then
+	drive   chan []*load            // receives the loads that this one's goroutine has to carry; nil when another's has done it
+
+	carried  bool // the rest is set; if not, the load goes on alone
+	receipt  domain.Receipt
+	outcomes []error
+	err      error
+}
+
+// transact is h.transact for the hold of a single key, but for the company.
+func (c *carriers) transact(ctx context.Context, h *hold, collect func() []domain.Section) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
+	if c.limit == 0 {
+		return h.transact(ctx, c.guard.lockWait, collect)
+	}
+	l := &load{hold: h, collect: sync.OnceValue(collect)}
+	if loads := c.board(l); loads != nil {
+		c.carry(ctx, loads)
+	}
+	if l.carried {
+		return l.receipt, l.outcomes, false, l.err
+	}
+	return h.transact(ctx, c.guard.lockWait, l.collect)
+}
+
+// board waits for a carrier, and returns its loads if the caller has to carry them.
+func (c *carriers) board(l *load) []*load {
+	c.mu.Lock()
+	if c.underWay < c.limit {
+		c.underWay++
+		c.mu.Unlock()
+		return []*load{l}
+	}
+	l.drive = make(chan []*load, 1)
+	c.waiting = append(c.waiting, l)
+	c.mu.Unlock()
+	return <-l.drive
+}
+
+// alight lets those who wait have the next carrier.
+func (c *carriers) alight() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := min(len(c.waiting), maxKeys)
+	if n == 0 {
+		c.underWay--
+		return
+	}
+	loads := slices.Clone(c.waiting[:n])
+	c.waiting = slices.Delete(c.waiting, 0, n)
+	loads[0].drive <- loads
+}
+
+// carry runs the sections of the loads in one transaction. The first load is the caller's own.
+func (c *carriers) carry(ctx context.Context, loads []*load) {
+	others := slices.Clone(loads[1:])
+	defer func() {
+		c.alight()
+		for _, l := range others {
+			l.drive <- nil
+		}
+	}()
+	slices.SortFunc(loads, func(a, b *load) int { return strings.Compare(string(a.key()), string(b.key())) })
+	ctx, lose := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer lose(nil)
+	ctx, cancel := context.WithTimeoutCause(ctx, c.guard.lockWait+transactionTimeout, errSilent)
+	defer cancel()
+	var grants []domain.Grant
+	for _, l := range loads {
+		grants = append(grants, l.hold.grants...)
+		defer context.AfterFunc(l.hold.section, func() { lose(context.Cause(l.hold.section)) })()
+	}
+	var counts []int // of sections, once they are known
+	receipt, outcomes, err := c.present(ctx, grants, func() (all []domain.Section) {
+		var each []int
+		for _, l := range loads {
+			sections := l.collect()
+			all, each = append(all, sections...), append(each, len(sections))
+		}
+		counts = each
+		return all
+	})
+	if err != nil && !everybodys(err) {
+		return
+	}
+	for i, l := range loads {
+		var own []error
+		if counts != nil {
+			own, outcomes = outcomes[:counts[i]], outcomes[counts[i]:]
+		}
+		if err == nil && slices.ContainsFunc(own, func(err error) bool { return errors.Is(err, domain.ErrRowLocked) }) {
+			continue
+		}
+		l.carried, l.receipt, l.outcomes, l.err = true, receipt, own, err
+		l.receipt.Grants, l.receipt.Batch = receipt.Grants[i:i+1], len(own)
+		l.hold.took(l.receipt)
+	}
+}
+
+// present is the database's Transact, but for a panic, after which nobody knows what became of anybody's section.
+func (c *carriers) present(ctx context.Context, grants []domain.Grant, collect func() []domain.Section) (receipt domain.Receipt, outcomes []error, err error) {
+	collected := 0
+	defer func() {
+		if v := recover(); v != nil {
+			c.guard.log.ErrorContext(ctx, "a shared transaction has panicked", "panic", v, "stack", string(debug.Stack()))
+			outcomes, err = make([]error, collected), errBroken
+		}
+		if receipt.Grants == nil {
+			receipt.Grants = grants
+		}
+	}()
+	return c.guard.db.Transact(ctx, grants, c.guard.lockWait, true, func() []domain.Section {
+		all := collect()
+		collected = len(all)
+		return all
+	})
+}
+
+// everybodys tells whether an error of a carrier is that of each of its loads: it says nothing of any of them, or too little
+// to try again.
+func everybodys(err error) bool {
+	return errors.Is(err, domain.ErrUnavailable) || errors.Is(err, domain.ErrOutcomeUnknown) || errors.Is(err, errBroken)
+}
+
+func (l *load) key() domain.Key { return l.hold.grants[0].Key }

@@ -1,0 +1,275 @@
+package locking_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+
+	"fencepost/domain"
+	"fencepost/locking"
+)
+
+// sharing is a database that records who has shared a transaction.
+type sharing struct {
+	database
+	// fate says how a transaction ends, if set: what its sections come to, and the error of all of them.
+	fate func(ctx context.Context, keys []domain.Key, skipLocked bool) (locked domain.Key, err error)
+
+	mu        sync.Mutex
+	committed [][]domain.Key
+	refusals  int
+}
+
+func (d *sharing) Transact(ctx context.Context, grants []domain.Grant, _ time.Duration, skipLocked bool, collect func() []domain.Section) (
+	domain.Receipt, []error, error,
+) {
+	var keys []domain.Key
+	for _, g := range grants {
+		keys = append(keys, g.Key)
+	}
+	if d.before != nil {
+		if err := d.before(); err != nil && !skipLocked {
+			return domain.Receipt{}, nil, err
+		}
+	}
+	sections := collect()
+	outcomes := make([]error, len(sections))
+	var locked domain.Key
+	var err error
+	if d.fate != nil {
+		locked, err = d.fate(ctx, keys, skipLocked)
+	}
+	for i, s := range sections {
+		if s.Keys[0] == locked {
+			outcomes[i] = domain.ErrRowLocked
+			continue
+		}
+		outcomes[i] = s.Run(ctx, nil)
+	}
+	if err == nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err == nil {
+		d.mu.Lock()
+		d.committed = append(d.committed, slices.DeleteFunc(keys, func(key domain.Key) bool { return key == locked }))
+		d.mu.Unlock()
+	}
+	return domain.Receipt{Grants: grants}, outcomes, err
+}
+
+func (d *sharing) RecordRefusal(context.Context, domain.Refusal) error {
+	d.refusals++
+	return nil
+}
+
+// locks is a lock for each key. That of the key gone is lost as soon as lose is closed.
+type locks struct {
+	gone domain.Key
+	lose chan struct{}
+}
+
+func (l *locks) Acquire(_ context.Context, key domain.Key, _ domain.GrantID) (*locking.Lease, error) {
+	lease := &locking.Lease{Token: 1, Release: func(context.Context) error { return nil }}
+	if key == l.gone {
+		lease.Gone, lease.Until, lease.Term = l.lose, time.Now().Add(time.Hour), time.Hour
+		lease.Extend = func(context.Context) (time.Time, error) { return time.Time{}, domain.ErrLockLost }
+	}
+	return lease, nil
+}
+
+// share has sections for the keys wait for the only transaction, which a section for another key has, and then lets that one
+// end. It returns what the sections came to.
+func share(t *testing.T, d *sharing, l *locks, keys ...domain.Key) map[domain.Key]error {
+	t.Helper()
+	g := newGuard(d, l, func(o *locking.Options, _ *locking.Backend) { o.MaxTransactions = 1 })
+	begun, end := make(chan struct{}), make(chan struct{})
+	var group sync.WaitGroup
+	group.Go(func() {
+		_, err := g.Do(t.Context(), domain.Section{Keys: []domain.Key{"item/first"}, Run: func(context.Context, domain.Tx) error {
+			close(begun)
+			<-end
+			return nil
+		}})
+		assert.NoError(t, err)
+	})
+	<-begun
+	var mu sync.Mutex
+	outcomes := map[domain.Key]error{}
+	for _, key := range keys {
+		group.Go(func() {
+			receipt, err := g.Do(t.Context(), domain.Section{Keys: []domain.Key{key}, Run: func(context.Context, domain.Tx) error {
+				if key == "item/empty" {
+					return domain.ErrOutOfStock
+				}
+				return nil
+			}})
+			if err == nil {
+				assert.Equal(t, key, receipt.Grants[0].Key, "the receipt is that of its own key")
+				assert.Len(t, receipt.Grants, 1)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			outcomes[key] = err
+		})
+	}
+	synctest.Wait() // until they wait for the transaction
+	close(end)
+	group.Wait()
+	g.Wait()
+	return outcomes
+}
+
+// Keys that wait for the same transaction have it together, in byte order, and each gets its own outcome.
+func TestKeysShareATransaction(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := &sharing{}
+		outcomes := share(t, d, &locks{}, "item/c", "item/empty", "item/a", "item/b")
+		assert.Equal(t, [][]domain.Key{{"item/first"}, {"item/a", "item/b", "item/c", "item/empty"}}, d.committed)
+		assert.ErrorIs(t, outcomes["item/empty"], domain.ErrOutOfStock)
+		delete(outcomes, "item/empty")
+		assert.Equal(t, map[domain.Key]error{"item/a": nil, "item/b": nil, "item/c": nil}, outcomes)
+	})
+}
+
+// A key whose grant the fence refuses fails by itself; the others have been rolled back with it, and go on alone.
+func TestARefusedKeyHarmsNoOther(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := &sharing{}
+		d.fate = func(_ context.Context, keys []domain.Key, _ bool) (domain.Key, error) {
+			if slices.Contains(keys, "item/stale") {
+				refusal := domain.Refusal{Grant: domain.Grant{Key: "item/stale"}, Reason: "superseded"}
+				return "", &domain.RefusedError{Refusal: refusal, Err: errors.New("always")}
+			}
+			return "", nil
+		}
+		outcomes := share(t, d, &locks{}, "item/a", "item/stale", "item/z")
+		var refused *domain.RefusedError
+		assert.ErrorAs(t, outcomes["item/stale"], &refused)
+		assert.NoError(t, outcomes["item/a"])
+		assert.NoError(t, outcomes["item/z"])
+		assert.ElementsMatch(t, [][]domain.Key{{"item/first"}, {"item/a"}, {"item/z"}}, d.committed)
+		assert.Equal(t, 1, d.refusals, "it is recorded once, and not for the company as well")
+	})
+}
+
+// A key whose row somebody else has locked waits for it alone, and takes no transaction from the others meanwhile.
+func TestALockedRowKeepsNobodyWaiting(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := &sharing{}
+		unlocked := make(chan struct{})
+		d.fate = func(_ context.Context, keys []domain.Key, skipLocked bool) (domain.Key, error) {
+			switch {
+			case !slices.Contains(keys, "item/locked"):
+			case skipLocked:
+				return "item/locked", nil
+			default:
+				<-unlocked
+			}
+			return "", nil
+		}
+		// The last to end is the one that waits for the row, and it does not end before another section has had the only transaction.
+		g := newGuard(d, &locks{}, func(o *locking.Options, _ *locking.Backend) { o.MaxTransactions = 1 })
+		var group sync.WaitGroup
+		group.Go(func() {
+			_, err := g.Do(t.Context(), domain.Section{Keys: []domain.Key{"item/locked"}, Run: func(context.Context, domain.Tx) error { return nil }})
+			assert.NoError(t, err)
+		})
+		synctest.Wait() // until it waits for the row
+		outcomes := share(t, d, &locks{}, "item/a", "item/b")
+		assert.Equal(t, map[domain.Key]error{"item/a": nil, "item/b": nil}, outcomes)
+		_, err := g.Do(t.Context(), domain.Section{Keys: []domain.Key{"item/c"}, Run: func(context.Context, domain.Tx) error { return nil }})
+		assert.NoError(t, err)
+		close(unlocked)
+		group.Wait()
+		g.Wait()
+		assert.Equal(t, []domain.Key{"item/locked"}, d.committed[len(d.committed)-1])
+	})
+}
+
+// A lock that is lost while its key shares a transaction ends the transaction, and only its own section fails.
+func TestALostLockHarmsNoOther(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, l := &sharing{}, &locks{gone: "item/lost", lose: make(chan struct{})}
+		var once sync.Once
+		d.fate = func(ctx context.Context, keys []domain.Key, _ bool) (domain.Key, error) {
+			if slices.Contains(keys, "item/lost") {
+				once.Do(func() { close(l.lose) })
+				<-ctx.Done() // the loss has arrived
+			}
+			return "", nil
+		}
+		outcomes := share(t, d, l, "item/a", "item/lost", "item/z")
+		assert.ErrorIs(t, outcomes["item/lost"], domain.ErrLockLost)
+		assert.NoError(t, outcomes["item/a"])
+		assert.NoError(t, outcomes["item/z"])
+	})
+}
+
+// Who goes on alone has its callers already. They get an answer also when that transaction does not even begin.
+func TestAloneWithoutATransaction(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := &sharing{}
+		d.before = func() error { return domain.ErrLockLost }
+		d.fate = func(_ context.Context, keys []domain.Key, _ bool) (domain.Key, error) {
+			if keys[0] == "item/first" {
+				return "", nil
+			}
+			return "", errors.New("not everybody's")
+		}
+		outcomes := share(t, d, &locks{}, "item/a", "item/b")
+		assert.ErrorIs(t, outcomes["item/a"], domain.ErrLockLost)
+		assert.ErrorIs(t, outcomes["item/b"], domain.ErrLockLost)
+	})
+}
+
+// A database that is gone, or a COMMIT of which nobody knows, is everybody's: to try again alone would keep all of them waiting,
+// or write twice.
+func TestEverybodysError(t *testing.T) {
+	t.Parallel()
+	for _, fatal := range []error{&domain.UnavailableError{Server: "PostgreSQL", Err: errors.New("gone")}, domain.ErrOutcomeUnknown} {
+		synctest.Test(t, func(t *testing.T) {
+			d := &sharing{}
+			tries := 0
+			d.fate = func(_ context.Context, keys []domain.Key, _ bool) (domain.Key, error) {
+				if keys[0] == "item/first" {
+					return "", nil
+				}
+				tries++
+				return "", fatal
+			}
+			outcomes := share(t, d, &locks{}, "item/a", "item/b")
+			assert.ErrorIs(t, outcomes["item/a"], fatal)
+			assert.ErrorIs(t, outcomes["item/b"], fatal)
+			assert.Equal(t, 1, tries)
+		})
+	}
+}
+
+// After a panic nobody knows what became of the transaction, and each of its callers is told so. The next one is not harmed.
+func TestAPanicIsEverybodys(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := &sharing{}
+		d.fate = func(_ context.Context, keys []domain.Key, _ bool) (domain.Key, error) {
+			if len(keys) > 1 {
+				panic("a mistake")
+			}
+			return "", nil
+		}
+		outcomes := share(t, d, &locks{}, "item/a", "item/b")
+		assert.ErrorContains(t, outcomes["item/a"], "panicked")
+		assert.ErrorContains(t, outcomes["item/b"], "panicked")
+		assert.Equal(t, map[domain.Key]error{"item/c": nil}, share(t, d, &locks{}, "item/c"))
+	})
+}
