@@ -203,7 +203,7 @@ func TestFaultButtons(t *testing.T) {
 func TestCompareAll(t *testing.T) {
 	urls := laboratory(t)
 	p := open(t)
-	p.visit(urls[0] + "/?stock=20&buyers=60&used=2")
+	p.visit(urls[0] + "/?stock=20&buyers=60&used=2&slow=15") // long enough for every race to be lost that can be
 	p.click("#compare")
 	p.wait(`document.querySelectorAll('#compare-rows tr').length === 6`)
 	p.wait(`document.querySelector('#compare-text').innerText.startsWith('6 locks, one seed')`)

@@ -45,10 +45,10 @@ export class Stage {
    * @param {string} title
    * @param {string} strategy
    * @param {'enforced' | 'off'} fencing
-   * @param {{stock?: number, buyers?: number, instances?: string[]}} [more]
+   * @param {{stock?: number, buyers?: number, instances?: string[], slow?: number}} [more]
    */
-  settings(title, strategy, fencing, { stock = 1, buyers = 2, instances = this.instances.slice(0, 2) } = {}) {
-    return { title, strategy, fencing, stock, buyers, instances, slow: 0, seed: 1 };
+  settings(title, strategy, fencing, { stock = 1, buyers = 2, instances = this.instances.slice(0, 2), slow = 0 } = {}) {
+    return { title, strategy, fencing, stock, buyers, instances, slow, seed: 1 };
   }
 
   /**
@@ -57,10 +57,11 @@ export class Stage {
    * @param {string} strategy
    * @param {'enforced' | 'off'} fencing
    * @param {number} instances
+   * @param {number} [slow]
    */
-  async rush(title, strategy, fencing, instances) {
+  async rush(title, strategy, fencing, instances, slow = 0) {
     const all = this.instances.slice(0, instances);
-    await this.run.prepare(this.settings(title, strategy, fencing, { stock: 20, buyers: 90, instances: all }));
+    await this.run.prepare(this.settings(title, strategy, fencing, { stock: 20, buyers: 90, instances: all, slow }));
     await this.run.crowd(deal(90, all));
     await this.run.count();
   }
@@ -153,13 +154,13 @@ export const stories = [
     steps: [
       {
         title: 'One server',
-        say: 'A mutex in the process is enough as long as there is one process. All 90 buyers ask the same instance.',
-        act: (stage) => stage.rush('A mutex, one instance', 'local', 'off', 1),
+        say: 'A mutex in the process is enough as long as there is one process. All 90 buyers ask the same instance. Between read and write there are 20 ms, such as a fraud check takes.',
+        act: (stage) => stage.rush('A mutex, one instance', 'local', 'off', 1, 20),
       },
       {
         title: 'Two servers',
         say: 'The same code and the same buyers, now over two instances. Each has a mutex of its own, and they know nothing of each other.',
-        act: (stage) => stage.rush('A mutex, two instances', 'local', 'off', 2),
+        act: (stage) => stage.rush('A mutex, two instances', 'local', 'off', 2, 20),
       },
       {
         title: 'Two locks for one unit',
