@@ -311,10 +311,23 @@ func (r *Run) kill(names ...string) error {
 		if err := r.lab.Server(name).Kill(); err != nil {
 			return err
 		}
-		r.down = append(r.down, name)
-		r.atEnd(r.restart)
+		r.isDown(name)
 	}
 	return nil
+}
+
+// stop ends a server in order, so that it has nothing to recover when it is started again.
+func (r *Run) stop(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := r.lab.Server(name).Stop(ctx)
+	r.isDown(name)
+	return err
+}
+
+func (r *Run) isDown(name string) {
+	r.down = append(r.down, name)
+	r.atEnd(r.restart)
 }
 
 // restart starts the servers that were killed, side by side: some are not ready without others.
