@@ -45,7 +45,7 @@ func (c *Coupon) Redeem(customerUses int64, now time.Time) error {
 	case !c.ValidFrom.IsZero() && now.Before(c.ValidFrom), !c.ValidUntil.IsZero() && !now.Before(c.ValidUntil):
 		return fmt.Errorf("redeeming %s: %w", c.Code, ErrCouponExpired)
 	case c.Redeemed >= c.MaxRedemptions:
-		return fmt.Errorf("redeeming %s for the %dth time: %w", c.Code, c.Redeemed+1, ErrCouponExhausted)
+		return fmt.Errorf("redeeming %s: %w", c.Code, ErrCouponExhausted) // how often it was used is the shop's own affair
 	case c.PerCustomerLimit > 0 && customerUses >= c.PerCustomerLimit:
 		return fmt.Errorf("redeeming %s: %w", c.Code, ErrCustomerLimit)
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -362,11 +363,18 @@ func TestCouponWithoutACode(t *testing.T) {
 
 // No query gets further than its check, or comes back in an answer as it was.
 func FuzzQueries(f *testing.F) {
-	for _, query := range []string{"resource=item/lamp", "resource=", "resource=item/%00", "a=1;b=2", "%ZZ", "resource=item/lamp&resource=x", "<script>=1", "=", "&&", "resource=coupon/%F0%9F%98%80"} {
-		f.Add(query)
+	for _, query := range []string{
+		"resource=item/lamp", "resource=", "resource=item/%00", "a=1;b=2", "%ZZ", "resource=item/lamp&resource=x", "<script>=1", "=", "&&", "resource=coupon/%F0%9F%98%80",
+		"limit=1&cursor=lamp", "limit=-9223372036854775809", "limit=1e3", "cursor=%00", "cursor=item/lamp",
+	} {
+		f.Add("/v1/audit", query)
+		f.Add("/v1/items", query)
 	}
-	f.Fuzz(func(t *testing.T, query string) {
-		r := httptest.NewRequest("GET", "/v1/audit", nil)
+	f.Fuzz(func(t *testing.T, path, query string) {
+		if path != "/v1/audit" && path != "/v1/items" {
+			return
+		}
+		r := httptest.NewRequest("GET", path, nil)
 		r.URL.RawQuery = query
 		r.Host = "localhost"
 		w := httptest.NewRecorder()
@@ -376,6 +384,59 @@ func FuzzQueries(f *testing.F) {
 		}
 		if w.Body.Len() > 2048 && w.Code != 200 || strings.Contains(w.Body.String(), "<script") {
 			t.Errorf("%q: %s", query, w.Body)
+		}
+	})
+}
+
+// No name in a path gets further than its check, or comes back in an answer as it was.
+func FuzzPaths(f *testing.F) {
+	routes := []string{"GET /v1/items/%s", "POST /v1/reservations/%s/confirm", "GET /v1/coupons/%s", "POST /v1/redemptions/%s/rollback", "GET /%s"}
+	for n := range routes {
+		for _, name := range []string{"lamp", "rsv_1", "%6Camp", "%00", "..", "%2e%2e%2f", "%ZZ", "%F0%9F%98%80", "<script>", "a/b", "%2F", "."} {
+			f.Add(uint8(n), name)
+		}
+	}
+	f.Fuzz(func(t *testing.T, route uint8, name string) {
+		method, path, _ := strings.Cut(fmt.Sprintf(routes[int(route)%len(routes)], name), " ")
+		u, err := url.ParseRequestURI(path)
+		if err != nil || strings.ContainsAny(path, "?#") { // net/http answers the first, and the others are no paths
+			return
+		}
+		r := httptest.NewRequest(method, "/", nil)
+		r.URL, r.RequestURI, r.Host = u, path, "localhost"
+		w := httptest.NewRecorder()
+		newHandler(newMemory()).ServeHTTP(w, r)
+		if w.Code >= 500 || strings.Contains(w.Body.String(), "<script") {
+			t.Errorf("%s %q: %d %s", method, path, w.Code, w.Body)
+		}
+	})
+}
+
+// Whatever stands in a header that is read, it is a mistake of the client's at the most, and none of it gets into a header of the
+// answer that was not meant to.
+func FuzzHeaders(f *testing.F) {
+	names := []string{"Idempotency-Key", "If-Match", "If-None-Match", "Authorization", "X-Request-Id", "Content-Type", "Last-Event-Id", "Origin", "Host"}
+	for n := range names {
+		for _, value := range []string{"", "*", "order-4711", `"order-4711"`, `W/"x",*`, "Bearer " + shopKey, "a\r\nSet-Cookie: a=b", "null", "http://127.0.0.1:8081", strings.Repeat("x", 300)} {
+			f.Add(uint8(n), value)
+		}
+	}
+	requestID := regexp.MustCompile(`^[A-Za-z0-9-]{8,64}$`)
+	f.Fuzz(func(t *testing.T, name uint8, value string) {
+		header := names[int(name)%len(names)]
+		for _, options := range [][]option{nil, {withKeys}} {
+			h := newHandler(newMemory(), options...)
+			for _, request := range [][3]string{
+				{"POST", "/v1/items/lamp/reservations", `{"quantity":1}`},
+				{"POST", "/v1/items/lamp/restocks", `{"quantity":1}`},
+				{"GET", "/v1/items/lamp", ""},
+				{"HEAD", "/v1/events", ""},
+			} {
+				w := call(h, request[0], request[1], request[2], header, value)
+				if w.Code >= 500 || !requestID.MatchString(w.Header().Get("X-Request-Id")) || strings.ContainsAny(fmt.Sprint(w.Header()), "\r\n") {
+					t.Errorf("%s %s: %q: %d %v %s", request[0], header, value, w.Code, w.Header(), w.Body)
+				}
+			}
 		}
 	})
 }

@@ -7,10 +7,13 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -23,18 +26,22 @@ func withPage(c *handlers.Config) {
 	c.Page = map[string]http.Handler{"/": file, "/app.js": file}
 }
 
+// roleTest is a request, and the status of the answer to each who may send it.
+type roleTest struct {
+	method, path, body        string
+	nobody, shop, other, boss int
+}
+
 // Every route, with the answers to nobody, to two ordinary keys and to an admin's.
 func TestRoles(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct {
-		method, path, body        string
-		nobody, shop, other, boss int
-	}{
+	tests := []roleTest{
 		{"POST", "/v1/items", `{"sku":"a","name":"a","stock":1}`, 401, 403, 403, 201},
 		{"GET", "/v1/items", "", 401, 200, 200, 200},
 		{"GET", "/v1/items/lamp", "", 401, 200, 200, 200},
 		{"POST", "/v1/items/lamp/restocks", `{"quantity":1}`, 401, 403, 403, 200},
 		{"POST", "/v1/items/lamp/reservations", `{"quantity":1}`, 401, 201, 201, 201},
+		{"POST", "/v1/orders", `{"lines":[{"sku":"lamp","quantity":1}]}`, 401, 201, 201, 201},
 		{"GET", "/v1/reservations/rsv_1", "", 401, 200, 404, 200},
 		{"POST", "/v1/reservations/rsv_1/confirm", "", 401, 409, 404, 409}, // no units are held: the section ran
 		{"POST", "/v1/reservations/rsv_1/release", "", 401, 409, 404, 409},
@@ -50,8 +57,16 @@ func TestRoles(t *testing.T) {
 		{"GET", "/metrics", "", 401, 200, 200, 200},
 		{"GET", "/healthz", "", 200, 200, 200, 200},
 		{"GET", "/readyz", "", 200, 200, 200, 200},
+		{"GET", "/openapi.yaml", "", 200, 200, 200, 200},
 		{"GET", "/", "", 200, 200, 200, 200},
-	} {
+	}
+	operations(func(route string, _ *openapi3.Operation) {
+		pattern := regexp.MustCompile("^" + regexp.MustCompile(`:[a-z]+`).ReplaceAllString(route, "[^/]+") + "$")
+		assert.True(t, slices.ContainsFunc(tests, func(tt roleTest) bool {
+			return pattern.MatchString(strings.Replace(tt.method, "HEAD", "GET", 1) + " " + tt.path)
+		}), "%s is not among the tests", route)
+	})
+	for _, tt := range tests {
 		t.Run(tt.method+" "+tt.path, func(t *testing.T) {
 			t.Parallel()
 			for key, status := range map[string]int{"": tt.nobody, shopKey: tt.shop, otherKey: tt.other, adminKey: tt.boss} {

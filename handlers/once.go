@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
-	"strings"
 
 	"github.com/labstack/echo/v4"
 
@@ -41,14 +40,15 @@ func encode(body any) []byte {
 // once is the request's Idempotency-Key with what it takes to keep its answer; nil if there is no key. It wants the body to
 // have been read.
 func once[T any](c echo.Context, render func(T) reply) (*domain.Once, error) {
-	key := c.Request().Header.Get(headerKey)
-	if key == "" {
+	keys := c.Request().Header.Values(headerKey)
+	if len(keys) == 0 {
 		return nil, nil
 	}
+	key := keys[0]                                                // an empty one is a mistake: whoever sends it counts on it
 	if n := len(key); n > 1 && key[0] == '"' && key[n-1] == '"' { // as the draft writes it
 		key = key[1 : n-1]
 	}
-	if !keyPattern.MatchString(key) || len(c.Request().Header.Values(headerKey)) > 1 {
+	if !keyPattern.MatchString(key) || len(keys) > 1 {
 		return nil, domain.Invalid(headerKey, "must be one key of 8 to 255 letters, digits and ._~:/+=-")
 	}
 	body, _ := c.Get(keyBody).([]byte)
@@ -97,4 +97,4 @@ func replay(c echo.Context, a domain.Answer) error {
 }
 
 // keyed tells whether a retry of the request cannot do its work a second time.
-func keyed(c echo.Context) bool { return strings.TrimSpace(c.Request().Header.Get(headerKey)) != "" }
+func keyed(c echo.Context) bool { return c.Request().Header.Get(headerKey) != "" }

@@ -83,7 +83,7 @@ func TestKeyOfAnotherRequest(t *testing.T) {
 func TestBadKeys(t *testing.T) {
 	t.Parallel()
 	m := newMemory()
-	for _, key := range []string{"short", strings.Repeat("k", 256), "with space in it", "naïve-key", `"unbalanced`, "semi;colon"} {
+	for _, key := range []string{"", "short", strings.Repeat("k", 256), "with space in it", "naïve-key", `"unbalanced`, "semi;colon"} {
 		w := call(newHandler(m), http.MethodPost, "/v1/items/lamp/reservations", `{"quantity": 1}`, idempotencyKey, key)
 		p := problemOf(t, w)
 		assert.Equal(t, "invalid", p.Code, key)

@@ -2,13 +2,20 @@ package main
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"net/url"
 	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,6 +25,31 @@ import (
 
 	"fencepost/domain/postgres/postgrestest"
 )
+
+// The README's table of attacks tells the truth: every row has tests, and they are there.
+func TestAttacksHaveTests(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	require.NoError(t, err)
+	_, section, found := strings.Cut(string(readme), "\n## Attacks\n")
+	require.True(t, found)
+	section, _, _ = strings.Cut(section, "\n## ")
+	rows := regexp.MustCompile(`(?m)^\| .* \|$`).FindAllString(section, -1)[1:] // without the head
+	require.NotEmpty(t, rows)
+	for _, row := range rows {
+		tests := regexp.MustCompile("\\[`(\\w+)`\\]\\(([a-z0-9_/]+_test\\.go)\\)").FindAllStringSubmatch(row, -1)
+		if strings.HasPrefix(row, "| ---") {
+			continue
+		}
+		assert.NotEmpty(t, tests, row)
+		assert.Equal(t, strings.Count(row, "]("), len(tests), row)
+		for _, test := range tests {
+			source, err := os.ReadFile(filepath.Join("../..", test[2]))
+			if assert.NoError(t, err) {
+				assert.Regexp(t, `(?m)^func `+test[1]+`\(`, string(source), test[2])
+			}
+		}
+	}
+}
 
 // hostile is text that would do something if it were ever taken for SQL, or for anything but text.
 var hostile = []string{
@@ -118,6 +150,108 @@ func TestForwardingHeadersAreNotBelieved(t *testing.T) {
 		status, _ := i.call(t, "GET", "/v1/items", "", header, "127.0.0.1")
 		assert.Equal(t, 401, status, header)
 	}
+}
+
+// Callers who guess codes at two instances at once hit nothing, are soon cut off, and learn nothing from any byte of what they
+// are told: neither which codes there are, nor which were right but for the time.
+func TestCouponGuesses(t *testing.T) {
+	guesses := soaked(100_000)
+	db := postgrestest.New(t)
+	const limit, guessers, workers = 5, 4, 4
+	env := map[string]string{
+		"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_DRAIN_DELAY": "0s",
+		"FENCEPOST_COUPON_GUESSES": strconv.Itoa(limit), "FENCEPOST_RATE_LIMIT": "0",
+	}
+	key := func(name, role string) string {
+		_, key, stderr := runIn(t, env, "keys", "create", "--name="+name, "--role="+role)
+		require.NotEmpty(t, key, stderr)
+		return strings.TrimSpace(key)
+	}
+	boss, honest := key("boss", "admin"), key("honest", "client")
+	instances := []instance{start(t, env), start(t, env)}
+	coupon := func(more string) string {
+		status, answer := instances[0].call(t, "POST", "/v1/coupons", `{"max_redemptions":1000000`+more+`}`, "Authorization", "Bearer "+boss)
+		require.Equal(t, 201, status, answer)
+		var made struct{ Code string }
+		require.NoError(t, json.Unmarshal([]byte(answer), &made))
+		return made.Code
+	}
+	real, over, early := coupon(""), coupon(`,"valid_until":"2020-01-01T00:00:00Z"`), coupon(`,"valid_from":"2099-01-01T00:00:00Z"`)
+	for range 100 {
+		coupon("")
+	}
+	require.Regexp(t, `^[A-Z2-9]{4}(-[A-Z2-9]{4}){3}$`, real)
+	guess := func() string { // of the same form
+		code := []byte(rand.Text()[:16])
+		return fmt.Sprintf("%s-%s-%s-%s", code[:4], code[4:8], code[8:12], code[12:])
+	}
+	transport := &http.Transport{MaxIdleConnsPerHost: guessers * workers}
+	defer transport.CloseIdleConnections()
+	passing := regexp.MustCompile(`(?m)^(Date|Retry-After): .*\r\n`)
+	try := func(i instance, key, code string) (status int, answer string) {
+		r, err := http.NewRequestWithContext(t.Context(), "POST", i.url+"/v1/coupons/"+code+"/redemptions", strings.NewReader(`{"customer_id":"c"}`))
+		require.NoError(t, err)
+		r.Header = http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer " + key}, "X-Request-Id": {"the-same-for-all"}}
+		response, err := transport.RoundTrip(r)
+		if !assert.NoError(t, err) {
+			return 0, ""
+		}
+		defer response.Body.Close()
+		text, err := httputil.DumpResponse(response, true)
+		assert.NoError(t, err)
+		return response.StatusCode, passing.ReplaceAllString(strings.ReplaceAll(string(text), code, "CODE"), "")
+	}
+
+	var mu sync.Mutex
+	told := map[int]map[string]bool{410: {}, 429: {}} // the different answers by status
+	counts := map[int]int{}
+	note := func(status int, answer string) {
+		mu.Lock()
+		defer mu.Unlock()
+		counts[status]++
+		if told[status] == nil {
+			t.Errorf("%d %s", status, answer)
+			told[status] = map[string]bool{}
+		}
+		told[status][answer] = true
+	}
+	curious := key("curious", "client")
+	for _, code := range []string{guess(), over, early, guess(), guess()} { // while he may still ask
+		status, answer := try(instances[0], curious, code)
+		require.Equal(t, 410, status, answer)
+		note(status, answer)
+	}
+	for _, code := range []string{guess(), over, real} { // a hit does not get through either
+		status, answer := try(instances[0], curious, code)
+		require.Equal(t, 429, status, answer)
+		note(status, answer)
+	}
+	began := time.Now()
+	var group sync.WaitGroup
+	for g := range guessers {
+		key := key("guesser"+strconv.Itoa(g), "client")
+		for w := range workers {
+			group.Go(func() {
+				for n := range guesses / guessers / workers {
+					code := guess()
+					if n%100 == 0 {
+						code = []string{over, early}[n/100%2]
+					}
+					note(try(instances[w%len(instances)], key, code))
+				}
+			})
+		}
+	}
+	group.Wait()
+	windows := 1 + int(time.Since(began)/time.Minute)
+	t.Logf("%d guesses in %s: %v", guesses, time.Since(began), counts)
+	assert.LessOrEqual(t, counts[410], limit+guessers*windows*(limit+workers), "what is under way at once is answered")
+	assert.GreaterOrEqual(t, counts[429], guesses*9/10)
+	for status, answers := range told {
+		assert.Len(t, answers, 1, "%d", status)
+	}
+	status, answer := try(instances[1], honest, real)
+	assert.Equal(t, 201, status, "whoever has a code uses it meanwhile: %s", answer)
 }
 
 // Connections that send next to nothing cost the honest next to nothing.

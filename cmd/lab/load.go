@@ -47,8 +47,8 @@ func (loadCmd) Help() string {
 and repeated only with --retries. A latency runs from the moment at which the attempt was due: in an open loop also if all
 buyers were busy then. The verdict is the database's own count, not the clients'.
 
-Exit code 0: the verdict was taken, and it is good. 1: more was sold than there was, a counter is wrong, or something that a
-client was promised is missing. 2: there is no verdict, because a flag is wrong or an instance does not answer. Where the fence
+Exit code 0: the verdict was taken, and it is good. 1: more was sold than there was, a counter is wrong, something that a
+client was promised is missing, or something was given out that no client can know of. 2: there is no verdict, because a flag is wrong or an instance does not answer. Where the fence
 is off, overselling is what is to be shown: it is printed, and the exit code stays 0 unless --strict is given.`
 }
 

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -97,6 +99,30 @@ func TestLoadWithoutAVerdict(t *testing.T) {
 	require.NoError(t, err)
 	_, err = c.race(t.Context(), os.Stderr)
 	require.ErrorContains(t, err, "1 buyers cannot use 2 instances")
+}
+
+// What the clients have seen is reported, but it is no verdict.
+func TestLoadWithoutAnAudit(t *testing.T) {
+	base := counted(t, 0, "enforced")
+	target, err := url.Parse(base)
+	require.NoError(t, err)
+	proxy := httputil.NewSingleHostReverseProxy(target)
+	blind := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/audit" {
+			http.Error(w, "{}", http.StatusForbidden)
+			return
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	t.Cleanup(blind.Close)
+	file := filepath.Join(t.TempDir(), "report.json")
+	c, err := parse(t, "--url", blind.URL, "--buyers=4", "--requests=10", "--json", file)
+	require.NoError(t, err)
+	assert.Equal(t, exitCode(2), c.Run(t.Context()))
+	data, err := os.ReadFile(file)
+	require.NoError(t, err)
+	assert.Contains(t, string(data), `"created": 10`)
+	assert.Contains(t, string(data), `"verdict": "there is no verdict: the audit of item/load-`)
 }
 
 func TestLoadFlags(t *testing.T) {

@@ -20,7 +20,7 @@ type cli struct {
 	Up    upCmd    `cmd:"" help:"Start the servers, print their addresses, and wait for Ctrl-C."`
 	Exec  execCmd  `cmd:"" help:"Start the servers, run a command with their addresses in its environment, and return its exit code."`
 	Demo  demoCmd  `cmd:"" help:"Start the servers and three instances of the service, and put an item on sale."`
-	Load  loadCmd  `cmd:"" help:"Have many buyers race for one item over running instances, and take the verdict from the database's own count."`
+	Load  loadCmd  `cmd:"" help:"Have many buyers race for items or coupons over running instances, under one lock or several in turn, and take the verdict from the database's own count."`
 	Bench benchCmd `cmd:"" help:"Start the servers, and measure each strategy beside the services that users of other libraries would write."`
 
 	Experiment experimentCmd `cmd:"" help:"Put what is claimed of distributed locks to the test, on private servers."`

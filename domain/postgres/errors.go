@@ -100,8 +100,9 @@ func plain(err error) error {
 	if pg.Code == stateReadOnly || pg.Code == stateCanceled {
 		return &domain.UnavailableError{Server: "PostgreSQL", Err: err}
 	}
-	// Classes: connection trouble, out of connections or disk, shut-down and crash.
-	switch pg.Code[:2] {
+	// Classes: connection trouble, out of connections or disk, shut-down and crash. What stands before a server may send less
+	// than a code.
+	switch pg.Code[:min(2, len(pg.Code))] {
 	case "08", "53", "57", "58":
 		return &domain.UnavailableError{Server: "PostgreSQL", Err: err}
 	}

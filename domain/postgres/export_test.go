@@ -20,3 +20,6 @@ func AuditIn(ctx context.Context, tx pgx.Tx) ([]domain.AuditRow, error) {
 	rows, _ := tx.Query(ctx, auditSQL(allKeys))
 	return pgx.CollectRows(rows, scanAudit)
 }
+
+// Plain is what an error of the driver means.
+func Plain(err error) error { return plain(err) }

@@ -26,8 +26,8 @@ func CheckURL(raw string) error {
 // parseURL reads one of the Forms. With rediss instead of redis, every connection is encrypted.
 func parseURL(raw string) (*redis.UniversalOptions, error) {
 	u, err := url.Parse(raw)
-	if err != nil || u.Opaque != "" || u.Host == "" {
-		return nil, errNoURL
+	if err != nil || u.Opaque != "" || u.Host == "" || strings.Contains(u.EscapedPath()+u.RawQuery+u.Fragment, "@") {
+		return nil, errNoURL // an @ that late ends a password that was cut by its own / or ? or #, and would be repeated in part
 	}
 	scheme, _, _ := strings.Cut(u.Scheme, "+")
 	kind := strings.TrimPrefix(u.Scheme, scheme)

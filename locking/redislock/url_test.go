@@ -1,6 +1,7 @@
 package redislock
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -44,6 +45,8 @@ func TestURLsThatAreWrong(t *testing.T) {
 		"redis+://u:secret@h":                   "is not a URL: write redis://",
 		"redis+ring://u:secret@h":               "is not a URL: write redis://",
 		"redis:u:secret@h":                      "is not a URL: write redis://",
+		"redis://u:1/secret@h":                  "is not a URL: write redis://",
+		"redis://u:1?secret@h":                  "is not a URL: write redis://",
 		"redis:///0?password=secret":            "is not a URL: write redis://",
 		"redis://u:secret@h:1,i:2":              "names several servers: write redis+sentinel://… or redis+cluster://…",
 		"rediss+sentinel://u:secret@h:1":        "names no master: write rediss+sentinel://HOST:PORT,HOST:PORT/MASTER",
@@ -61,4 +64,27 @@ func TestURLsThatAreWrong(t *testing.T) {
 		require.ErrorContains(t, err, says, raw)
 		require.NotContains(t, err.Error(), "secret", raw)
 	}
+}
+
+// Whatever stands around a password, what is wrong is said without it, also where it was not escaped.
+func FuzzURLs(f *testing.F) {
+	for _, url := range []string{
+		"redis://u:@@h:1/0", "redis://u:1/:@@h", "redis://u:1?:@@h", "redis://u:1#:@@h", "redis://u:1?a=:@@h", "rediss+sentinel://u:@@h:1/m?sentinel_password=:@@",
+		"redis+sentinel://u:1/m/:@@h", "redis+cluster://u:@@h:1,i", "redis+x://u:@@h", "redis://h:1?pool_size=:@@", "redis://h:1/0?skip_verify=:@@",
+	} {
+		f.Add(url)
+	}
+	f.Fuzz(func(t *testing.T, form string) {
+		url := strings.ReplaceAll(form, ":@@", ":Canary7secret@")
+		o, err := parseURL(url)
+		said := ""
+		if err != nil {
+			said = err.Error()
+		} else if o.Password == "Canary7secret" || o.SentinelPassword != "" {
+			said = shown(o)
+		}
+		if url != form && strings.Contains(said, "Canary7secret") {
+			t.Errorf("%q: %s", url, said)
+		}
+	})
 }

@@ -3,6 +3,7 @@ package zklock
 import (
 	"cmp"
 	"encoding/hex"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,7 +24,7 @@ func sequence(name string) (number int32, ours bool) {
 		return 0, false
 	}
 	n, err := strconv.ParseInt(name[idLength+1:], 10, 32)
-	return int32(n), err == nil
+	return int32(n), err == nil && name[idLength+1:] == fmt.Sprintf("%010d", n) // one way to write a number, not several
 }
 
 // inLine returns those of the children that are nodes of ours, the holder first.

@@ -50,3 +50,23 @@ func TestLineSurvivesTheWrap(t *testing.T) {
 	}
 	require.Empty(t, inLine([]string{"junk"}))
 }
+
+// Whatever somebody has put beside the nodes of a queue, it stops nobody, and is not taken for one of them.
+func FuzzChildren(f *testing.F) {
+	f.Add(named(7))
+	f.Add(named(math.MinInt32) + "x")
+	f.Add(strings.Repeat("ab", idLength/2) + "-+000000001")
+	f.Add(strings.Repeat("ab", idLength/2) + "-99999999999")
+	f.Fuzz(func(t *testing.T, name string) {
+		line := inLine([]string{named(5), name, named(6)})
+		number, ours := sequence(name)
+		switch {
+		case ours && (len(line) != 3 || name[:idLength+1] != named(0)[:idLength+1] && withID([]string{name}, name[:idLength]) != name):
+			t.Errorf("%q is one of ours, and is not found: %v", name, line)
+		case ours && !strings.HasSuffix(name, fmt.Sprintf("-%010d", number)):
+			t.Errorf("%q is not how ZooKeeper writes %d", name, number)
+		case !ours && len(line) != 2:
+			t.Errorf("%q is none of ours, and stands in the line: %v", name, line)
+		}
+	})
+}
