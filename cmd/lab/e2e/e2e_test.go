@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -200,11 +199,11 @@ func TestServersStopAndComeBack(t *testing.T) {
 			running := start(t, 2, strategy, "FENCEPOST_LOCK_WAIT=2s")
 			item := createItem(t, running[0].URL)
 			crowd := startBuyers(t, urls(running), item)
-			crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.acknowledged) >= 20 })
+			crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.Acknowledged) >= 20 })
 
 			require.NoError(t, lab.Server(server.name).Stop(t.Context()))
 			crowd.until(t, "a 503 that names "+server.title, func(b *buyers) bool {
-				return strings.HasPrefix(b.lastProblem["backend_unavailable"], server.title+" is not available. Nothing was written.")
+				return strings.HasPrefix(b.LastProblem["backend_unavailable"], server.title+" is not available. Nothing was written.")
 			})
 			for _, instance := range running {
 				require.Equal(t, http.StatusOK, statusOf(t, instance.URL+"/healthz"), "the process itself is well")
@@ -212,12 +211,12 @@ func TestServersStopAndComeBack(t *testing.T) {
 			}
 
 			require.NoError(t, lab.Server(server.name).Start(t.Context()))
-			back := crowd.count()
-			crowd.until(t, "reservations are made again", func(b *buyers) bool { return len(b.acknowledged) >= back+20 })
+			back := crowd.Count()
+			crowd.until(t, "reservations are made again", func(b *buyers) bool { return len(b.Acknowledged) >= back+20 })
 			acknowledged := crowd.stop()
 			requireAllReady(t, urls(running)) // the other instance may find the server a moment later
 			require.Subset(t, reservations(t, item), acknowledged, "everything that was acknowledged is stored")
-			t.Logf("%s: %d reservations acknowledged; %v", server.title, len(acknowledged), crowd.codes)
+			t.Logf("%s: %d reservations acknowledged; %v", server.title, len(acknowledged), crowd.Codes)
 		})
 	}
 	// No strategy of these instances uses ZooKeeper: it may go without anybody noticing.
@@ -226,9 +225,9 @@ func TestServersStopAndComeBack(t *testing.T) {
 		item := createItem(t, running[0].URL)
 		require.NoError(t, lab.Server("zookeeper").Stop(t.Context()))
 		crowd := startBuyers(t, urls(running), item)
-		crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.acknowledged) >= 20 })
+		crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.Acknowledged) >= 20 })
 		crowd.stop()
-		require.Equal(t, map[string]int{"created": len(crowd.acknowledged)}, crowd.codes)
+		require.Equal(t, map[string]int{"created": len(crowd.Acknowledged)}, crowd.Codes)
 		require.NoError(t, lab.Server("zookeeper").Start(t.Context()))
 	})
 }
@@ -238,7 +237,7 @@ func TestShutdownFinishesWhatItBegan(t *testing.T) {
 	running := start(t, 1, "redis")
 	item := createItem(t, running[0].URL)
 	crowd := startBuyers(t, urls(running), item)
-	crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.acknowledged) >= 50 })
+	crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.Acknowledged) >= 50 })
 	require.NoError(t, instances.Stop(t.Context(), running))
 	require.ElementsMatch(t, reservations(t, item), crowd.stop())
 }
@@ -333,85 +332,28 @@ func reservations(t *testing.T, sku string) []string {
 }
 
 // buyers reserve one unit after the other until they are stopped, and remember what they were promised.
-type buyers struct {
-	cancel context.CancelFunc
-	group  sync.WaitGroup
-
-	mu           sync.Mutex
-	changed      chan struct{} // closed at the next answer
-	acknowledged []string
-	codes        map[string]int
-	lastProblem  map[string]string // code → detail
-}
+type buyers struct{ *shop.Crowd }
 
 // crowdSize is how many buyers there are: so many answers may be on their way at any moment.
 const crowdSize = 8
 
 func startBuyers(t *testing.T, urls []string, sku string) *buyers {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	b := &buyers{cancel: cancel, changed: make(chan struct{}), codes: map[string]int{}, lastProblem: map[string]string{}}
-	t.Cleanup(func() { b.stop() })
-	for i := range crowdSize {
-		b.group.Go(func() {
-			for ctx.Err() == nil {
-				b.buy(urls[i%len(urls)], sku)
-			}
-		})
-	}
+	b := &buyers{shop.StartCrowd(context.WithoutCancel(t.Context()), crowdSize, urls, sku)}
+	t.Cleanup(b.Stop)
 	return b
-}
-
-// buy is not cut short when the buyers are stopped: an answer that is under way may be a promise.
-func (b *buyers) buy(url, sku string) {
-	var answer struct{ ID, Code, Detail string }
-	status := exchange(context.Background(), http.MethodPost, url+"/v1/items/"+sku+"/reservations", map[string]any{"quantity": 1}, &answer)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	switch {
-	case status == http.StatusCreated:
-		b.acknowledged = append(b.acknowledged, answer.ID)
-		b.codes["created"]++
-	case answer.Code != "":
-		b.codes[answer.Code]++
-		b.lastProblem[answer.Code] = answer.Detail
-	default:
-		b.codes[fmt.Sprintf("no answer (%d)", status)]++
-	}
-	close(b.changed)
-	b.changed = make(chan struct{})
 }
 
 // until waits for the answers to show something.
 func (b *buyers) until(t *testing.T, what string, seen func(*buyers) bool) {
 	t.Helper()
-	deadline := time.After(patience)
-	for {
-		b.mu.Lock()
-		ok, changed := seen(b), b.changed
-		b.mu.Unlock()
-		if ok {
-			return
-		}
-		select {
-		case <-changed:
-		case <-deadline:
-			b.mu.Lock()
-			defer b.mu.Unlock()
-			t.Fatalf("within %s not seen: %s; answers: %v, %v", patience, what, b.codes, b.lastProblem)
-		}
-	}
-}
-
-func (b *buyers) count() int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.acknowledged)
+	ctx, cancel := context.WithTimeoutCause(t.Context(), patience, fmt.Errorf("within %s not seen: %s", patience, what))
+	defer cancel()
+	require.NoError(t, b.Until(ctx, func() bool { return seen(b) }))
 }
 
 // stop lets every buyer receive its last answer, and returns what was acknowledged.
 func (b *buyers) stop() []string {
-	b.cancel()
-	b.group.Wait()
-	return b.acknowledged
+	b.Stop()
+	return b.Acknowledged
 }

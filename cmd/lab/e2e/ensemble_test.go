@@ -124,25 +124,25 @@ func TestLeaderGoes(t *testing.T) {
 			running := start(t, 3, "zookeeper", "FENCEPOST_ZOOKEEPER_SERVERS="+e.Addresses(), "FENCEPOST_LEASE_TTL="+term.String())
 			item := createStock(t, running[0].URL, stock)
 			crowd := startBuyers(t, urls(running), item)
-			crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.acknowledged) >= 50 })
+			crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.Acknowledged) >= 50 })
 
 			gone, _ := leader(t, e)
 			require.NoError(t, fault.goes(gone))
-			began, before := time.Now(), crowd.count()
-			crowd.until(t, "work goes on", func(b *buyers) bool { return len(b.acknowledged) >= before+50 })
+			began, before := time.Now(), crowd.Count()
+			crowd.until(t, "work goes on", func(b *buyers) bool { return len(b.Acknowledged) >= before+50 })
 			took := time.Since(began)
 			next, _ := leader(t, e)
 			require.NotSame(t, gone, next)
 			require.NoError(t, fault.comesBack(t.Context(), gone))
-			crowd.until(t, "the item is sold out", func(b *buyers) bool { return b.codes["out_of_stock"] >= len(running) })
+			crowd.until(t, "the item is sold out", func(b *buyers) bool { return b.Codes["out_of_stock"] >= len(running) })
 			acknowledged := crowd.stop()
 
-			t.Logf("50 reservations took %s from when the leader was gone; %v", took, crowd.codes)
+			t.Logf("50 reservations took %s from when the leader was gone; %v", took, crowd.Codes)
 			require.Less(t, took, term+election)
-			for code := range crowd.codes { // of these, all but the first say that nothing was written
+			for code := range crowd.Codes { // of these, all but the first say that nothing was written
 				require.Contains(t, []string{
 					"created", "out_of_stock", "backend_unavailable", "lock_lost", "lock_timeout", "stale_fencing_token",
-				}, code, "%v", crowd.lastProblem)
+				}, code, "%v", crowd.LastProblem)
 			}
 			made := reservations(t, item)
 			require.ElementsMatch(t, made, acknowledged)
@@ -197,16 +197,16 @@ func TestMajorityIsKilled(t *testing.T) {
 	running := start(t, 2, "zookeeper", "FENCEPOST_ZOOKEEPER_SERVERS="+e.Addresses(), "FENCEPOST_LOCK_WAIT="+lockWait.String())
 	item := createItem(t, running[0].URL)
 	crowd := startBuyers(t, urls(running), item)
-	crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.acknowledged) >= 50 })
+	crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.Acknowledged) >= 50 })
 	first, others := leader(t, e)
 	for _, m := range []*servers.Server{first, others[0]} {
 		require.NoError(t, m.Kill())
 	}
 	crowd.until(t, "a 503", func(b *buyers) bool {
-		return strings.HasPrefix(b.lastProblem["backend_unavailable"], "ZooKeeper is not available. Nothing was written.")
+		return strings.HasPrefix(b.LastProblem["backend_unavailable"], "ZooKeeper is not available. Nothing was written.")
 	})
 	acknowledged := crowd.stop()
-	require.ElementsMatch(t, reservations(t, item), acknowledged, "%v", crowd.codes)
+	require.ElementsMatch(t, reservations(t, item), acknowledged, "%v", crowd.Codes)
 	for _, instance := range running {
 		require.Equal(t, http.StatusServiceUnavailable, statusOf(t, instance.URL+"/readyz"))
 		began := time.Now()
@@ -225,10 +225,10 @@ func TestMajorityIsKilled(t *testing.T) {
 	group.Wait()
 	back := time.Now()
 	crowd = startBuyers(t, urls(running), item)
-	crowd.until(t, "reservations are made again", func(b *buyers) bool { return len(b.acknowledged) >= 50 })
+	crowd.until(t, "reservations are made again", func(b *buyers) bool { return len(b.Acknowledged) >= 50 })
 	took := time.Since(back)
 	acknowledged = append(acknowledged, crowd.stop()...)
-	t.Logf("50 reservations took %s from when they were back; %v", took, crowd.codes)
+	t.Logf("50 reservations took %s from when they were back; %v", took, crowd.Codes)
 	require.ElementsMatch(t, reservations(t, item), acknowledged)
 	requireLedgerAgrees(t, "item/"+item)
 	requireNobodyInLine(t, e, item)

@@ -41,7 +41,7 @@ func testRedisForgets(t *testing.T, strategy string, clients []*redis.Client) {
 	running := start(t, 2, strategy)
 	item := createItem(t, running[0].URL)
 	crowd := startBuyers(t, urls(running), item)
-	crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.acknowledged) >= 100 })
+	crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.Acknowledged) >= 100 })
 	races := startRaces(t, running)
 	var longest time.Duration
 	for range flushes {
@@ -51,10 +51,10 @@ func testRedisForgets(t *testing.T, strategy string, clients []*redis.Client) {
 			group.Go(func() error { return c.FlushAll(t.Context()).Err() })
 		}
 		require.NoError(t, group.Wait())
-		began, before := time.Now(), crowd.count()
-		crowd.until(t, "a reservation that began after that", func(b *buyers) bool { return len(b.acknowledged) > before+crowdSize })
+		began, before := time.Now(), crowd.Count()
+		crowd.until(t, "a reservation that began after that", func(b *buyers) bool { return len(b.Acknowledged) > before+crowdSize })
 		longest = max(longest, time.Since(began))
-		crowd.until(t, "the tokens have risen above the fence, or the epoch has", func(b *buyers) bool { return len(b.acknowledged) >= before+50 })
+		crowd.until(t, "the tokens have risen above the fence, or the epoch has", func(b *buyers) bool { return len(b.Acknowledged) >= before+50 })
 		<-next
 	}
 	raced := races()
@@ -70,7 +70,7 @@ func testRedisForgets(t *testing.T, strategy string, clients []*redis.Client) {
 		SELECT epoch, (SELECT count(*) FROM refusals WHERE resource = f.resource) FROM fences f WHERE resource = 'item/' || $1`, item).
 		Scan(&epoch, &refusals))
 	t.Logf("%d flushes: %d reservations acknowledged; epoch %d, %d refusals, at most %s to a reservation that began after a flush; %v; %s",
-		flushes, len(acknowledged), epoch, refusals, longest, crowd.codes, raced)
+		flushes, len(acknowledged), epoch, refusals, longest, crowd.Codes, raced)
 	require.Greater(t, epoch, int64(1), "the tokens must have gone back at least once: otherwise this has shown nothing")
 	if *soak {
 		require.Less(t, longest, time.Second)
@@ -139,16 +139,16 @@ func TestZooKeeperForgets(t *testing.T) {
 	running := start(t, 2, "zookeeper")
 	item := createItem(t, running[0].URL)
 	crowd := startBuyers(t, urls(running), item)
-	crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.acknowledged) >= 100 })
+	crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.Acknowledged) >= 100 })
 	data := zookeeperData(t)
 	require.True(t, strings.HasPrefix(data, lab.Dir()+"/"), "only the laboratory's own data may be wiped, not %s", data)
 	require.NoError(t, lab.Server("zookeeper").Stop(t.Context()))
 	require.NoError(t, os.RemoveAll(data))
 	require.NoError(t, lab.Server("zookeeper").Start(t.Context()))
-	back, before := time.Now(), crowd.count()
-	crowd.until(t, "a reservation is made again", func(b *buyers) bool { return len(b.acknowledged) > before })
+	back, before := time.Now(), crowd.Count()
+	crowd.until(t, "a reservation is made again", func(b *buyers) bool { return len(b.Acknowledged) > before })
 	took := time.Since(back)
-	crowd.until(t, "both instances are at work", func(b *buyers) bool { return len(b.acknowledged) >= before+100 })
+	crowd.until(t, "both instances are at work", func(b *buyers) bool { return len(b.Acknowledged) >= before+100 })
 	for _, instance := range running {
 		require.Equal(t, http.StatusOK, statusOf(t, instance.URL+"/readyz"), "an authority that is healed is in charge")
 	}
@@ -158,7 +158,7 @@ func TestZooKeeperForgets(t *testing.T) {
 
 	var epoch int64
 	require.NoError(t, database(t).QueryRow(t.Context(), `SELECT epoch FROM fences WHERE resource = 'item/' || $1`, item).Scan(&epoch))
-	t.Logf("%d reservations acknowledged; epoch %d, %s to the next reservation; %v", len(acknowledged), epoch, took, crowd.codes)
+	t.Logf("%d reservations acknowledged; epoch %d, %s to the next reservation; %v", len(acknowledged), epoch, took, crowd.Codes)
 	require.Greater(t, epoch, int64(1), "the tokens must have gone back: otherwise this has shown nothing")
 }
 

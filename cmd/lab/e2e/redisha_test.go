@@ -98,8 +98,8 @@ func epochOf(t *testing.T, item string) (epoch int64) {
 // goesOn waits for a hundred reservations, and returns how long they took.
 func goesOn(t *testing.T, crowd *buyers, when string) time.Duration {
 	t.Helper()
-	began, before := time.Now(), crowd.count()
-	crowd.until(t, "reservations are made "+when, func(b *buyers) bool { return len(b.acknowledged) >= before+100 })
+	began, before := time.Now(), crowd.Count()
+	crowd.until(t, "reservations are made "+when, func(b *buyers) bool { return len(b.Acknowledged) >= before+100 })
 	return time.Since(began)
 }
 
@@ -145,7 +145,7 @@ func TestSentinelFailover(t *testing.T) {
 	acknowledged := crowd.stop()
 	require.Subset(t, reservations(t, item), acknowledged)
 	requireLedgerAgrees(t, "item/"+item)
-	t.Logf("%d acknowledged, epoch %d, %v", len(acknowledged), epochOf(t, item), crowd.codes)
+	t.Logf("%d acknowledged, epoch %d, %v", len(acknowledged), epochOf(t, item), crowd.Codes)
 }
 
 // masterOf asks a Sentinel who the master is.
@@ -350,7 +350,7 @@ func TestClusterMovesUnderLoad(t *testing.T) {
 		return len(keys) == 0
 	}, patience, time.Millisecond)
 	crowd.until(t, "a 503", func(b *buyers) bool {
-		return strings.HasPrefix(b.lastProblem["backend_unavailable"], "Redis is not available. Nothing was written.")
+		return strings.HasPrefix(b.LastProblem["backend_unavailable"], "Redis is not available. Nothing was written.")
 	})
 	for _, node := range []*redis.Client{replicated, other, client(t, c.Nodes[2])} {
 		require.NoError(t, node.Do(t.Context(), "cluster", "setslot", slot, "node", to).Err())
@@ -368,7 +368,7 @@ func TestClusterMovesUnderLoad(t *testing.T) {
 	acknowledged := crowd.stop()
 	require.Subset(t, reservations(t, item), acknowledged)
 	requireLedgerAgrees(t, "item/"+item)
-	t.Logf("%d acknowledged, %v", len(acknowledged), crowd.codes)
+	t.Logf("%d acknowledged, %v", len(acknowledged), crowd.Codes)
 }
 
 // zooKeeperServers is the laboratory's own ZooKeeper.

@@ -56,8 +56,8 @@ func TestRedlockMastersAreKilled(t *testing.T) {
 	crowd := startBuyers(t, urls(running), item)
 	goesOn := func(when string) {
 		t.Helper()
-		before, began := crowd.count(), time.Now()
-		crowd.until(t, "reservations are made "+when, func(b *buyers) bool { return len(b.acknowledged) >= before+50 })
+		before, began := crowd.Count(), time.Now()
+		crowd.until(t, "reservations are made "+when, func(b *buyers) bool { return len(b.Acknowledged) >= before+50 })
 		t.Logf("50 reservations %s took %s", when, time.Since(began))
 	}
 	goesOn("with five")
@@ -66,7 +66,7 @@ func TestRedlockMastersAreKilled(t *testing.T) {
 
 	kill(t, "redis-3")
 	crowd.until(t, "a 503", func(b *buyers) bool {
-		return strings.HasPrefix(b.lastProblem["backend_unavailable"], "Redlock is not available. Nothing was written.")
+		return strings.HasPrefix(b.LastProblem["backend_unavailable"], "Redlock is not available. Nothing was written.")
 	})
 	acknowledged := crowd.stop()
 	for _, instance := range running {

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"fencepost/cmd/lab/internal/instances"
+	"fencepost/cmd/lab/internal/shop"
 )
 
 // fencing lists the strategies that an instance can use where fencing is enforced.
@@ -45,15 +46,15 @@ func TestSwitchUnderLoad(t *testing.T) {
 				before := start(t, 2, from)
 				item := createItem(t, before[0].URL)
 				old := startBuyers(t, urls(before), item)
-				old.until(t, "reservations are made", func(b *buyers) bool { return len(b.acknowledged) >= 50 })
+				old.until(t, "reservations are made", func(b *buyers) bool { return len(b.Acknowledged) >= 50 })
 
 				after := start(t, 1, to) // and is in charge when it is ready
 				began := time.Now()
 				fresh := startBuyers(t, urls(after), item)
-				fresh.until(t, "reservations are made under "+to, func(b *buyers) bool { return len(b.acknowledged) > 0 })
+				fresh.until(t, "reservations are made under "+to, func(b *buyers) bool { return len(b.Acknowledged) > 0 })
 				dip := time.Since(began)
-				old.until(t, "instances of "+from+" are refused", func(b *buyers) bool { return b.codes["strategy_superseded"] >= 20 })
-				fresh.until(t, "both have been in use", func(b *buyers) bool { return len(b.acknowledged) >= 50 })
+				old.until(t, "instances of "+from+" are refused", func(b *buyers) bool { return b.Codes["strategy_superseded"] >= 20 })
+				fresh.until(t, "both have been in use", func(b *buyers) bool { return len(b.Acknowledged) >= 50 })
 				for _, instance := range before {
 					require.Equal(t, http.StatusServiceUnavailable, statusOf(t, instance.URL+"/readyz"))
 				}
@@ -63,7 +64,7 @@ func TestSwitchUnderLoad(t *testing.T) {
 				require.Subset(t, reservations(t, item), acknowledged)
 				requireLedgerAgrees(t, "item/"+item)
 				require.Less(t, dip, 3*time.Second)
-				t.Logf("%d acknowledged; the first under %s after %s; old: %v, new: %v", len(acknowledged), to, dip, old.codes, fresh.codes)
+				t.Logf("%d acknowledged; the first under %s after %s; old: %v, new: %v", len(acknowledged), to, dip, old.Codes, fresh.Codes)
 			})
 		}
 	}
@@ -116,15 +117,15 @@ func TestOrderUnderLoad(t *testing.T) {
 			}
 			item, other := createItem(t, running[0].URL), createItem(t, running[0].URL)
 			crowd, others := startBuyers(t, urls(running), item), startBuyers(t, urls(running), other)
-			refused := &buyers{cancel: func() {}}
+			refused := &buyers{new(shop.Crowd)} // nobody, unless something is lacking
 			if len(without) > 0 {
 				refused = startBuyers(t, urls(without), item)
 			}
 			more := func(what string) {
 				t.Helper()
 				for _, b := range []*buyers{crowd, others} {
-					count := b.count()
-					b.until(t, what, func(b *buyers) bool { return len(b.acknowledged) >= count+20 })
+					count := b.Count()
+					b.until(t, what, func(b *buyers) bool { return len(b.Acknowledged) >= count+20 })
 				}
 			}
 			more("reservations are made under " + from)
@@ -142,7 +143,7 @@ func TestOrderUnderLoad(t *testing.T) {
 			require.Equal(t, to, view.Strategy)
 			require.Equal(t, epoch, view.Fence.Epoch, "what was acknowledged since was written in the new epoch")
 			for _, instance := range without {
-				refused.until(t, "an instance without servers is refused", func(b *buyers) bool { return b.codes["strategy_superseded"] >= 5 })
+				refused.until(t, "an instance without servers is refused", func(b *buyers) bool { return b.Codes["strategy_superseded"] >= 5 })
 				require.Equal(t, http.StatusServiceUnavailable, statusOf(t, instance.URL+"/readyz"))
 			}
 
@@ -163,13 +164,13 @@ func TestOrderUnderLoad(t *testing.T) {
 
 			for _, b := range []*buyers{crowd, others} {
 				b.stop()
-				require.Equal(t, map[string]int{"created": len(b.acknowledged)}, b.codes, "no buyer has noticed: %v", b.lastProblem)
+				require.Equal(t, map[string]int{"created": len(b.Acknowledged)}, b.Codes, "no buyer has noticed: %v", b.LastProblem)
 			}
-			require.Subset(t, reservations(t, item), append(refused.stop(), crowd.acknowledged...))
-			require.Subset(t, reservations(t, other), others.acknowledged)
+			require.Subset(t, reservations(t, item), append(refused.stop(), crowd.Acknowledged...))
+			require.Subset(t, reservations(t, other), others.Acknowledged)
 			requireLedgerAgrees(t, "item/"+item)
 			requireLedgerAgrees(t, "item/"+other)
-			t.Logf("%d and %d acknowledged; without the servers of %s: %v", len(crowd.acknowledged), len(others.acknowledged), to, refused.codes)
+			t.Logf("%d and %d acknowledged; without the servers of %s: %v", len(crowd.Acknowledged), len(others.Acknowledged), to, refused.Codes)
 		})
 	}
 }
@@ -180,12 +181,12 @@ func TestOrderOversellsNothing(t *testing.T) {
 	item := createStock(t, running[0].URL, 400)
 	crowd := startBuyers(t, urls(running), item)
 	for i, strategy := range []string{"zookeeper", "postgres", "redlock", "redis"} {
-		crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.acknowledged) >= 70*(i+1) })
+		crowd.until(t, "reservations are made", func(b *buyers) bool { return len(b.Acknowledged) >= 70*(i+1) })
 		order(t, "inventory", strategy)
 	}
-	crowd.until(t, "all is sold", func(b *buyers) bool { return b.codes["out_of_stock"] >= 16 })
+	crowd.until(t, "all is sold", func(b *buyers) bool { return b.Codes["out_of_stock"] >= 16 })
 	require.Len(t, crowd.stop(), 400)
-	require.ElementsMatch(t, crowd.acknowledged, reservations(t, item))
+	require.ElementsMatch(t, crowd.Acknowledged, reservations(t, item))
 	requireLedgerAgrees(t, "item/"+item)
 	start(t, 1, "redis") // agrees with the last order, and ends it for the tests that follow
 }

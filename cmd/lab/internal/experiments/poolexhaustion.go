@@ -22,8 +22,11 @@ func runPoolExhaustion(ctx context.Context, r *Run) error {
 	const (
 		connections = 4
 		buyers      = 7
-		review      = 500 * time.Millisecond
 	)
+	review := 500 * time.Millisecond
+	if r.short {
+		review = 300 * time.Millisecond
+	}
 	instance, err := r.startOne(ctx, fmt.Sprintf("FENCEPOST_DATABASE_CONNS=%d", connections),
 		"FENCEPOST_REVIEW_TIME="+review.String(), "FENCEPOST_LOCK_WAIT=12s",
 		"FENCEPOST_SWEEP_INTERVAL=1m", "FENCEPOST_AUDIT_INTERVAL=0") // no sessions that have nothing to do with it

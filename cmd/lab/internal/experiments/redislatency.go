@@ -20,7 +20,7 @@ var redisLatency = Experiment{
 func runRedisLatency(ctx context.Context, r *Run) error {
 	rounds := 1000
 	if r.short {
-		rounds = 200
+		rounds = 100
 	}
 	r.say("building the program that measures")
 	binary, err := instances.BuildProgram(ctx, r.lab, "", "fencepost/cmd/latency")

@@ -5,20 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
 	"fencepost/cmd/lab/internal/databases"
 	"fencepost/cmd/lab/internal/instances"
-	"fencepost/cmd/lab/internal/load"
 	"fencepost/cmd/lab/internal/servers"
-	"fencepost/cmd/lab/internal/shop"
 )
 
 type run func(ctx context.Context, r *Run) error
@@ -91,8 +88,8 @@ func (r *Run) perform(ctx context.Context, do run) (err error) {
 	}
 	defer func() {
 		http.DefaultClient.CloseIdleConnections() // net/http waits five seconds for one that was never used
-		for i := len(r.endings) - 1; i >= 0; i-- {
-			err = errors.Join(err, r.endings[i](context.WithoutCancel(ctx)))
+		for _, end := range slices.Backward(r.endings) {
+			err = errors.Join(err, end(context.WithoutCancel(ctx)))
 		}
 	}()
 	return do(ctx, r)
@@ -137,167 +134,6 @@ func urls(running []*instances.Instance) []string {
 	return list
 }
 
-// enforced and off are the fencing of an item.
-const (
-	enforced = "enforced"
-	off      = "off"
-)
-
-// item puts units on sale, under a lock of the item's own unless strategy is empty.
-func (r *Run) item(ctx context.Context, at *instances.Instance, stock int, strategy, fencing string) (sku string, err error) {
-	sku = uuid.NewString()
-	lock := map[string]string{"fencing": fencing}
-	if strategy != "" {
-		lock["strategy"] = strategy
-	}
-	var p problem
-	answer := shop.Exchange(ctx, http.MethodPost, at.URL+"/v1/items",
-		map[string]any{"sku": sku, "name": r.Name, "stock": stock, "lock": lock}, &p)
-	if answer.Status != http.StatusCreated {
-		return "", fmt.Errorf("creating an item under %s: %w", strategy, sale{Answer: answer, problem: p}.failure())
-	}
-	return sku, nil
-}
-
-// problem is what an answer says that is no success.
-type problem struct{ Code, Detail string }
-
-// sale is the answer to somebody who wanted to buy.
-type sale struct {
-	shop.Answer
-	problem
-	at time.Time // when it came
-}
-
-func (s sale) made() bool { return s.Status == http.StatusCreated }
-
-// token is epoch and token of the grant under which the service has acted.
-func (s sale) token() string { return s.Header.Get("Fencepost-Token") }
-
-// epoch is that of the token.
-func (s sale) epoch() string {
-	epoch, _, _ := strings.Cut(s.token(), ".")
-	return epoch
-}
-
-// held is how long the service was in the section, by its own word.
-func (s sale) held() time.Duration {
-	_, database, _ := strings.Cut(s.Header.Get("Server-Timing"), "db;dur=")
-	milliseconds, _ := strconv.ParseFloat(database, 64) // without it, 0
-	return time.Duration(milliseconds * float64(time.Millisecond))
-}
-
-// String is for findings: "201 with token 1.2", "409 out_of_stock".
-func (s sale) String() string {
-	switch {
-	case s.Status == 0:
-		return "no answer"
-	case s.made() && s.token() != "":
-		return "201 with token " + s.token()
-	case s.made():
-		return "201"
-	}
-	return fmt.Sprintf("%d %s", s.Status, s.Code)
-}
-
-func (s sale) failure() error {
-	if s.Err != nil {
-		return s.Err
-	}
-	return fmt.Errorf("the service answers %s: %s", s, s.Detail)
-}
-
-// buy reserves one unit.
-func buy(ctx context.Context, at *instances.Instance, sku string) (s sale) {
-	s.Answer = shop.Exchange(ctx, http.MethodPost, at.URL+"/v1/items/"+sku+"/reservations", map[string]any{"quantity": 1}, &s.problem)
-	s.at = time.Now()
-	return s
-}
-
-// mustBuy is buy where nothing else than a success is expected.
-func mustBuy(ctx context.Context, at *instances.Instance, sku string) (sale, error) {
-	s := buy(ctx, at, sku)
-	if !s.made() {
-		return s, fmt.Errorf("buying: %w", s.failure())
-	}
-	return s, nil
-}
-
-// buyAside is buy beside what goes on.
-func buyAside(ctx context.Context, at *instances.Instance, sku string) <-chan sale {
-	answer := make(chan sale, 1)
-	go func() { answer <- buy(ctx, at, sku) }()
-	return answer
-}
-
-// await receives what a channel brings.
-func await[T any](ctx context.Context, what string, from <-chan T) (T, error) {
-	select {
-	case v := <-from:
-		return v, nil
-	case <-ctx.Done():
-		return *new(T), context.Cause(ctx)
-	case <-time.After(patience):
-		return *new(T), fmt.Errorf("within %s not seen: %s", patience, what)
-	}
-}
-
-// until waits for something to be so.
-func until(ctx context.Context, what string, so func() (bool, error)) error {
-	deadline := time.After(patience)
-	for {
-		if seen, err := so(); seen || err != nil {
-			return err
-		}
-		select {
-		case <-time.After(2 * time.Millisecond):
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-deadline:
-			return fmt.Errorf("within %s not seen: %s", patience, what)
-		}
-	}
-}
-
-// race has buyers race for the units of an item, under a lock of its own unless strategy is empty.
-func (r *Run) race(ctx context.Context, on []*instances.Instance, strategy, fencing string, stock, requests int) (load.Report, error) {
-	return load.Run(ctx, load.Options{
-		Instances: urls(on), Strategy: strategy, Fencing: fencing,
-		Limit: stock, Buyers: 64, Requests: requests, Timeout: patience,
-	})
-}
-
-// ask runs a query for one row on the run's database.
-func (r *Run) ask(ctx context.Context, sql string, args []any, into ...any) error {
-	return r.database.Use(ctx, func(conn *pgx.Conn) error { return conn.QueryRow(ctx, sql, args...).Scan(into...) })
-}
-
-// sold is how many units of the item the database has given out.
-func (r *Run) sold(ctx context.Context, sku string) (n int64, err error) {
-	err = r.ask(ctx, `
-		SELECT COALESCE(sum(quantity), 0)::bigint FROM reservation_lines
-		WHERE resource = 'item/' || $1 AND state IN ('held', 'confirmed')`, []any{sku}, &n)
-	return n, err
-}
-
-// refusals are those of an item that the service has recorded, the oldest first.
-func (r *Run) refusals(ctx context.Context, sku string) (all []recorded, err error) {
-	err = r.database.Use(ctx, func(conn *pgx.Conn) error {
-		rows, _ := conn.Query(ctx, `
-			SELECT presented_epoch || '.' || presented_token, current_epoch || '.' || current_token, refused_at
-			FROM refusals WHERE resource = 'item/' || $1 ORDER BY refused_at`, sku)
-		all, err = pgx.CollectRows(rows, pgx.RowToStructByPos[recorded])
-		return err
-	})
-	return all, err
-}
-
-// recorded is a refusal with epoch and token of what was presented, and of the fence.
-type recorded struct {
-	Presented, Current string
-	At                 time.Time
-}
-
 // redis is a client of one of the laboratory's servers.
 func (r *Run) redis(s *servers.Server) *redis.Client {
 	client := redis.NewClient(&redis.Options{Addr: s.Address, MaxRetries: -1})
@@ -311,10 +147,23 @@ func (r *Run) kill(names ...string) error {
 		if err := r.lab.Server(name).Kill(); err != nil {
 			return err
 		}
-		r.down = append(r.down, name)
-		r.atEnd(r.restart)
+		r.isDown(name)
 	}
 	return nil
+}
+
+// stop ends a server in order, so that it has nothing to recover when it is started again.
+func (r *Run) stop(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := r.lab.Server(name).Stop(ctx)
+	r.isDown(name)
+	return err
+}
+
+func (r *Run) isDown(name string) {
+	r.down = append(r.down, name)
+	r.atEnd(r.restart)
 }
 
 // restart starts the servers that were killed, side by side: some are not ready without others.
@@ -327,68 +176,4 @@ func (r *Run) restart(ctx context.Context) error {
 	}
 	r.down = nil
 	return group.Wait()
-}
-
-// claims and controls note what was to be seen, and what was seen.
-func (r *Run) claims(ok bool, want, saw string, args ...any) { r.find(Claim, ok, want, saw, args...) }
-
-func (r *Run) controls(ok bool, want, saw string, args ...any) {
-	r.find(Control, ok, want, saw, args...)
-}
-
-func (r *Run) find(of Part, ok bool, want, saw string, args ...any) {
-	r.Findings = append(r.Findings, Finding{Of: of, Want: want, Saw: fmt.Sprintf(saw, args...), OK: ok})
-}
-
-func (r *Run) row(cells ...any) {
-	row := make([]string, len(cells))
-	for i, cell := range cells {
-		row[i] = fmt.Sprint(cell)
-	}
-	r.Rows = append(r.Rows, row)
-}
-
-// timeline begins a picture of what happens when.
-func (r *Run) timeline(title string, args ...any) *Timeline {
-	t := &Timeline{Title: fmt.Sprintf(title, args...), began: r.began}
-	r.Timelines = append(r.Timelines, t)
-	return t
-}
-
-func (t *Timeline) at(when time.Time, kind Kind, who, what string, args ...any) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.Events = append(t.Events, Event{t.since(when), who, fmt.Sprintf(what, args...), kind})
-}
-
-// span notes how long somebody has believed that he has the lock. An empty token is left out.
-func (t *Timeline) span(from, to time.Time, who, token string) {
-	t.Spans = append(t.Spans, Span{t.since(from), t.since(to), who, token})
-}
-
-func (t *Timeline) since(when time.Time) float64 {
-	return float64(when.Sub(t.began).Microseconds()) / 1000
-}
-
-// lasted is a time for people to read.
-func lasted(d time.Duration) string {
-	if d < 100*time.Millisecond {
-		return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000)
-	}
-	return fmt.Sprintf("%.2f s", d.Seconds())
-}
-
-// raced notes a race as a row.
-func (r *Run) raced(lock string, report load.Report) {
-	r.row(lock, len(report.Instances), report.Fencing, report.Limit, report.Outcomes["created"], report.Sold+report.Held, report.Oversold)
-}
-
-// exact tells whether a race has sold every unit, and none twice.
-func exact(report load.Report, stock int) bool {
-	return report.OK && report.Sold+report.Held == int64(stock) && report.Outcomes["created"] == stock
-}
-
-// bar notes a value for the picture.
-func (r *Run) bar(label, part string, value float64) {
-	r.Bars = append(r.Bars, Bar{label, value, part})
 }

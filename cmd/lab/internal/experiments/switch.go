@@ -5,10 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 
-	"fencepost/cmd/lab/internal/instances"
+	"fencepost/cmd/lab/internal/shop"
 )
 
 var switchStrategy = Experiment{
@@ -64,21 +63,23 @@ func (r *Run) switchUnderLoad(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	old := startCrowd(ctx, before, sku)
-	defer old.stop()
-	if err := old.until(ctx, "created", 200); err != nil {
+	old := shop.StartCrowd(ctx, crowdSize, urls(before), sku)
+	defer old.Stop()
+	if err := answers(ctx, old, "created", 200); err != nil {
 		return err
 	}
 	after, err := r.start(ctx, 1, "FENCEPOST_INVENTORY_LOCK=zookeeper")
 	if err != nil {
 		return err
 	}
-	fresh := startCrowd(ctx, after, sku)
-	defer fresh.stop()
-	if err := errors.Join(fresh.until(ctx, "created", 200), old.until(ctx, "strategy_superseded", 20)); err != nil {
+	fresh := shop.StartCrowd(ctx, crowdSize, urls(after), sku)
+	defer fresh.Stop()
+	if err := errors.Join(answers(ctx, fresh, "created", 200), answers(ctx, old, "strategy_superseded", 20)); err != nil {
 		return err
 	}
-	oldAnswers, freshAnswers := old.stop(), fresh.stop()
+	old.Stop()
+	fresh.Stop()
+	oldAnswers, freshAnswers := old.Codes, fresh.Codes
 	sold, err := r.sold(ctx, sku)
 	if err != nil {
 		return err
@@ -95,6 +96,15 @@ func (r *Run) switchUnderLoad(ctx context.Context) error {
 		"%d acknowledged, %d stored, counted %d; the old instances are told strategy_superseded %d times",
 		made, sold, counted, oldAnswers["strategy_superseded"])
 	return nil
+}
+
+const crowdSize = 8
+
+// answers waits for so many answers of a code.
+func answers(ctx context.Context, c *shop.Crowd, code string, n int) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("within %s there are not %d answers %s", patience, n, code))
+	defer cancel()
+	return c.Until(ctx, func() bool { return c.Codes[code] >= n })
 }
 
 // takenOver is what comes of a switch in the middle of a section.
@@ -202,67 +212,4 @@ func (r *Run) forgetEpochs(ctx context.Context) error {
 		}
 	}
 	return r.database.Exec(ctx, `DROP TRIGGER guard_fence ON fences`) // which has the fence move forward by epochs as well
-}
-
-// crowd is buyers who reserve one unit after the other until they are stopped.
-type crowd struct {
-	cancel context.CancelFunc
-	group  sync.WaitGroup
-
-	mu      sync.Mutex
-	changed chan struct{}  // closed at the next answer
-	answers map[string]int // by code
-}
-
-func startCrowd(ctx context.Context, at []*instances.Instance, sku string) *crowd {
-	ctx, cancel := context.WithCancel(ctx)
-	c := &crowd{cancel: cancel, changed: make(chan struct{}), answers: map[string]int{}}
-	for i := range 8 {
-		c.group.Go(func() {
-			for ctx.Err() == nil {
-				// An answer that is under way when the buyers are stopped may be a promise.
-				c.add(buy(context.WithoutCancel(ctx), at[i%len(at)], sku))
-			}
-		})
-	}
-	return c
-}
-
-func (c *crowd) add(s sale) {
-	code := s.Code
-	if s.made() {
-		code = "created"
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.answers[code]++
-	close(c.changed)
-	c.changed = make(chan struct{})
-}
-
-// until waits for so many answers of a code.
-func (c *crowd) until(ctx context.Context, code string, n int) error {
-	deadline := time.After(patience)
-	for {
-		c.mu.Lock()
-		seen, changed := c.answers[code], c.changed
-		c.mu.Unlock()
-		if seen >= n {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-deadline:
-			return fmt.Errorf("within %s only %d answers are %s, not %d", patience, seen, code, n)
-		}
-	}
-}
-
-// stop lets every buyer receive its last answer.
-func (c *crowd) stop() map[string]int {
-	c.cancel()
-	c.group.Wait()
-	return c.answers
 }

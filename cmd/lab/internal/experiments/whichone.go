@@ -118,7 +118,7 @@ func runWhichOne(ctx context.Context, r *Run) error {
 func (r *Run) measure(ctx context.Context, choices []*choice, at *instances.Instance) error {
 	turns, window := 3, 1500*time.Millisecond
 	if r.short {
-		turns, window = 1, 300*time.Millisecond
+		turns, window = 1, 200*time.Millisecond
 	}
 	rates, tails := map[*choice][]float64{}, map[*choice][]float64{}
 	for turn := range 1 + turns {
@@ -259,7 +259,7 @@ func (r *Run) loseServers(ctx context.Context, at *instances.Instance, ensemble 
 	}
 
 	r.say("PostgreSQL is lost")
-	if err := r.kill("postgres"); err != nil {
+	if err := r.stop(ctx, "postgres"); err != nil {
 		return err
 	}
 	of["postgres"].one = refuses("postgres", "PostgreSQL")
