@@ -29,7 +29,7 @@ bench: ## Measure every strategy beside the services that users of other librari
 # One of them: make experiments EXPERIMENTS=paused-holder
 EXPERIMENTS ?= all
 .PHONY: experiments
-experiments: ## Put what is claimed of distributed locks to the test, with a control for each; some minutes
+experiments: ## Put what is claimed of distributed locks to the test, with a control for each; three minutes
 	@trap 'exit 130' INT; \
 	sh cmd/lab/deps.sh demo; \
 	echo "Building the laboratory; the first time takes a minute or two."; \

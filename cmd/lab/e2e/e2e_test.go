@@ -27,8 +27,9 @@ const patience = 30 * time.Second
 // The tests share one laboratory, with the program built and the schema migrated, and run one after the other: one of them
 // stops its servers.
 var (
-	lab    *servers.Lab
-	binary string
+	lab     *servers.Lab
+	binary  string
+	answers *contract
 )
 
 func TestMain(m *testing.M) {
@@ -47,11 +48,20 @@ func TestMain(m *testing.M) {
 		if err == nil {
 			err = instances.Migrate(context.Background(), lab, binary)
 		}
+		if err == nil {
+			answers, err = newContract()
+		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		return m.Run()
+		http.DefaultClient.Transport = answers.watch(http.DefaultTransport.(*http.Transport))
+		code := m.Run()
+		if err := answers.verdict(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return code
 	}())
 }
 

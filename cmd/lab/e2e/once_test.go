@@ -71,7 +71,7 @@ func manyConnections(t *testing.T, n int) *http.Client {
 	t.Helper()
 	transport := &http.Transport{MaxIdleConnsPerHost: n}
 	t.Cleanup(transport.CloseIdleConnections)
-	return &http.Client{Transport: transport}
+	return &http.Client{Transport: answers.watch(transport)}
 }
 
 // Requests that are sent one to five times at once, to any of three instances, are carried out once, and all who asked are

@@ -46,10 +46,12 @@ func TestStoppedHolder(t *testing.T) {
 // The holder's second transaction begins when another instance has sold the unit. PostgreSQL refuses it. With the fence off it
 // lets the transaction begin, and nothing is left between the holder and its write but its own clock.
 func testLatePresentation(t *testing.T, strategy, fencing string) {
-	var read bool // and committed, before the slow step
+	var read atomic.Bool // and committed, before the slow step
 	s := stopHolder(t, strategy, fencing, "FENCEPOST_REVIEW_TIME=10ms", func(statement string) bool {
-		read = read || statement == "COMMIT"
-		return read && strings.HasPrefix(statement, "BEGIN")
+		if statement == "COMMIT" {
+			read.Store(true)
+		}
+		return read.Load() && strings.HasPrefix(statement, "BEGIN")
 	})
 	sold, sale := reserveAside(t, s.next, s.item)
 	await(t, "another instance has sold the unit", sold)
