@@ -57,13 +57,13 @@ func newShop(t *testing.T, instances, items int, stock int64) *shop {
 			RedisURL:         os.Getenv("FENCEPOST_REDIS_URL"),
 			RedlockURLs:      strings.Split(os.Getenv("FENCEPOST_REDLOCK_URLS"), ","),
 			ZooKeeperServers: strings.Split(os.Getenv("FENCEPOST_ZOOKEEPER_SERVERS"), ","),
-			LeaseTTL:         10 * time.Second, // as configured by default: what a lost message costs at the most
+			LeaseTTL:         2 * time.Minute, // longer than anybody waits: whoever sleeps through a release fails
 			Log:              log,
 		})
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = backends.Close() })
 		store := db.Store(t, 8)
-		guard := locking.NewGuard(store, backends, locking.Options{LockWait: time.Minute, MaxBatch: 64, MaxQueue: 10_000, Log: log})
+		guard := locking.NewGuard(store, backends, locking.Options{LockWait: time.Minute, MaxBatch: 64, MaxQueue: 10_000, MaxTransactions: 1, Log: log})
 		t.Cleanup(guard.Wait) // before the servers are left
 		require.NoError(t, guard.Claim(t.Context(), map[domain.Scope]string{
 			domain.ScopeInventory: "postgres", domain.ScopeCoupons: "postgres",
