@@ -39,7 +39,7 @@ experiments: ## Put what is claimed of distributed locks to the test, with a con
 .PHONY: test
 test: deps lint ## Run the linters and every test, against real servers; a skipped test is a failure
 	@echo "Building the laboratory, then every test; the first time takes some minutes."
-	go run ./cmd/lab exec -- go test -race -shuffle=on -count=1 -json ./... | go run ./cmd/lab/internal/noskip
+	go run ./cmd/lab exec -- go test -race -shuffle=on -count=1 -timeout=15m -json ./... | go run ./cmd/lab/internal/noskip
 
 # One after the other: they count what is left of everything.
 .PHONY: soak
