@@ -32,9 +32,10 @@ const maxKeys = 64
 
 // load is one key's part in a transaction.
 type load struct {
-	hold    *hold
-	collect func() []domain.Section // may be called again, and says the same then
-	drive   chan []*load            // receives the loads that this one's goroutine has to carry; nil when another's has done it
+	hold      *hold
+	collect   func() []domain.Section
+	collected bool         // its callers have begun, and cannot leave
+	drive     chan []*load // receives the loads that this one's goroutine has to carry; nil when another's has done it
 
 	carried  bool // the rest is set; if not, the load goes on alone
 	receipt  domain.Receipt
@@ -42,19 +43,23 @@ type load struct {
 	err      error
 }
 
-// transact is h.transact for the hold of a single key, but for the company.
-func (c *carriers) transact(ctx context.Context, h *hold, collect func() []domain.Section) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
+// transact is h.transact for the hold of a single key, but for the company. What was collected for a carrier in vain is put back
+// before it is collected again: who waits for a row alone must be able to leave.
+func (c *carriers) transact(ctx context.Context, h *hold, collect func() []domain.Section, putBack func()) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
 	if c.limit == 0 {
 		return h.transact(ctx, c.guard.lockWait, collect)
 	}
-	l := &load{hold: h, collect: sync.OnceValue(collect)}
+	l := &load{hold: h, collect: collect}
 	if loads := c.board(l); loads != nil {
 		c.carry(ctx, loads)
 	}
 	if l.carried {
 		return l.receipt, l.outcomes, false, l.err
 	}
-	return h.transact(ctx, c.guard.lockWait, l.collect)
+	if l.collected {
+		putBack()
+	}
+	return h.transact(ctx, c.guard.lockWait, collect)
 }
 
 // board waits for a carrier, and returns its loads if the caller has to carry them.
@@ -109,6 +114,7 @@ func (c *carriers) carry(ctx context.Context, loads []*load) {
 		var each []int
 		for _, l := range loads {
 			sections := l.collect()
+			l.collected = true
 			all, each = append(all, sections...), append(each, len(sections))
 		}
 		counts = each

@@ -21,6 +21,9 @@ type sharing struct {
 	// fate says how a transaction ends, if set: what its sections come to, and the error of all of them.
 	fate func(ctx context.Context, keys []domain.Key, skipLocked bool) (locked domain.Key, err error)
 
+	// waitForRow has every row locked, and a transaction that waits for it collects when it has it.
+	waitForRow bool
+
 	mu        sync.Mutex
 	committed [][]domain.Key
 	refusals  int
@@ -38,12 +41,19 @@ func (d *sharing) Transact(ctx context.Context, grants []domain.Grant, _ time.Du
 			return domain.Receipt{}, nil, err
 		}
 	}
+	if d.waitForRow && !skipLocked {
+		<-ctx.Done()
+		return domain.Receipt{}, nil, context.Cause(ctx)
+	}
 	sections := collect()
 	outcomes := make([]error, len(sections))
 	var locked domain.Key
 	var err error
 	if d.fate != nil {
 		locked, err = d.fate(ctx, keys, skipLocked)
+	}
+	if d.waitForRow {
+		locked = keys[0]
 	}
 	for i, s := range sections {
 		if s.Keys[0] == locked {
@@ -192,6 +202,27 @@ func TestALockedRowKeepsNobodyWaiting(t *testing.T) {
 		group.Wait()
 		g.Wait()
 		assert.Equal(t, []domain.Key{"item/locked"}, d.committed[len(d.committed)-1])
+	})
+}
+
+// Who waits alone for a locked row can leave: it was taken into a carrier in vain, and has not begun.
+func TestLeavingALockedRow(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := &sharing{}
+		d.waitForRow = true
+		g := newGuard(d, &locks{}, func(o *locking.Options, _ *locking.Backend) { o.MaxTransactions = 1 })
+		ctx, leave := context.WithCancel(t.Context())
+		gone := errors.New("gone")
+		left := make(chan error, 1)
+		go func() {
+			_, err := g.Do(ctx, domain.Section{Keys: []domain.Key{"item/locked"}, Run: func(context.Context, domain.Tx) error { return gone }})
+			left <- err
+		}()
+		synctest.Wait() // until it waits for the row
+		leave()
+		assert.ErrorIs(t, <-left, context.Canceled)
+		g.Wait() // nobody is left who would wait for the row
 	})
 }
 

@@ -33,7 +33,8 @@ type queue struct {
 	key     domain.Key
 	waiting []*call
 	joined  chan struct{}      // has a token when somebody may have come
-	abandon context.CancelFunc // gives up waiting for the lock; nil while it is held
+	giveUp  context.CancelFunc // ends the turn
+	abandon context.CancelFunc // giveUp while nobody has begun; else nil
 	tries   int                // holds in a row that were refused before anybody's section had begun
 }
 
@@ -123,7 +124,7 @@ func (q *queue) serve() {
 		// What is done for all of them is done in the name of the first, whose trace it belongs to, and not for its sake
 		// alone: it ends when all of them have left.
 		ctx, abandon := context.WithCancel(context.WithoutCancel(q.waiting[0].ctx))
-		q.abandon = abandon
+		q.giveUp, q.abandon = abandon, abandon
 		q.mu.Unlock()
 		q.turn(ctx)
 		abandon()
@@ -234,6 +235,9 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 			sections[i].Run = func(ctx context.Context, tx domain.Tx) error { return c.run(ctx, tx, q.guard.log) }
 		}
 		return sections
+	}, func() {
+		q.putBack(batch)
+		batch = nil
 	})
 	switch {
 	case len(batch) == 0 && (retry || h.section.Err() != nil) && q.tries < maxTries-1:
@@ -245,6 +249,9 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 	case len(batch) == 0: // all have left
 		return true
 	case retry && batch[0].tries < maxTries-1:
+		for _, c := range batch {
+			c.tries++
+		}
 		q.putBack(batch)
 		return false
 	case len(outcomes) == 0:
@@ -275,7 +282,7 @@ func (q *queue) putBack(batch []*call) {
 	defer q.mu.Unlock()
 	var again []*call
 	for _, c := range batch {
-		if c.tries++; c.ctx.Err() == nil {
+		if c.ctx.Err() == nil {
 			again = append(again, c)
 			continue
 		}
@@ -284,6 +291,9 @@ func (q *queue) putBack(batch []*call) {
 		close(c.done)
 	}
 	q.waiting = append(again, q.waiting...)
+	if q.abandon = q.giveUp; len(q.waiting) == 0 {
+		q.abandon()
+	}
 }
 
 // errSilent is the end of a shared transaction that takes too long.
@@ -296,9 +306,9 @@ func (q *queue) hold(ctx context.Context) (h *hold, err error) {
 	return q.guard.hold(ctx, ctx, []domain.Key{q.key})
 }
 
-func (q *queue) transact(ctx context.Context, h *hold, collect func() []domain.Section) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
+func (q *queue) transact(ctx context.Context, h *hold, collect func() []domain.Section, putBack func()) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
 	defer q.recovered(ctx, &err)
-	return q.guard.carriers.transact(ctx, h, collect)
+	return q.guard.carriers.transact(ctx, h, collect, putBack)
 }
 
 func (q *queue) recovered(ctx context.Context, err *error) {

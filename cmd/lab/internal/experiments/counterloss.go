@@ -87,6 +87,14 @@ func (r *Run) forget(ctx context.Context, instance *instances.Instance, tries in
 	if l.before, err = mustBuy(ctx, instance, sku); err != nil {
 		return l, err
 	}
+	// The instance keeps its lock for a moment, and with it its token.
+	err = until(ctx, "the release of the lock", func() (bool, error) {
+		held, err := server.Exists(ctx, "fencepost:{item/"+sku+"}:lock").Result()
+		return held == 0, err
+	})
+	if err != nil {
+		return l, err
+	}
 	if err := server.FlushAll(ctx).Err(); err != nil {
 		return l, err
 	}
