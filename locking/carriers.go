@@ -32,10 +32,10 @@ const maxKeys = 64
 
 // load is one key's part in a transaction.
 type load struct {
-	hold      *hold
-	collect   func() []domain.Section
-	collected bool         // its callers have begun, and cannot leave
-	drive     chan []*load // receives the loads that this one's goroutine has to carry; nil when another's has done it
+	hold    *hold
+	collect func() []domain.Section // may be called again, and says the same then
+	locked  bool                    // its row is somebody else's, so its sections have not run
+	drive   chan []*load            // receives the loads that this one's goroutine has to carry; nil when another's has done it
 
 	carried  bool // the rest is set; if not, the load goes on alone
 	receipt  domain.Receipt
@@ -43,23 +43,24 @@ type load struct {
 	err      error
 }
 
-// transact is h.transact for the hold of a single key, but for the company. What was collected for a carrier in vain is put back
-// before it is collected again: who waits for a row alone must be able to leave.
+// transact is h.transact for the hold of a single key, but for the company. Sections that were collected and have not run are put
+// back before they are collected again: who waits for a row must be able to leave.
 func (c *carriers) transact(ctx context.Context, h *hold, collect func() []domain.Section, putBack func()) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
 	if c.limit == 0 {
 		return h.transact(ctx, c.guard.lockWait, collect)
 	}
-	l := &load{hold: h, collect: collect}
+	l := &load{hold: h, collect: sync.OnceValue(collect)}
 	if loads := c.board(l); loads != nil {
 		c.carry(ctx, loads)
 	}
 	if l.carried {
 		return l.receipt, l.outcomes, false, l.err
 	}
-	if l.collected {
+	if l.locked {
 		putBack()
+		return h.transact(ctx, c.guard.lockWait, collect)
 	}
-	return h.transact(ctx, c.guard.lockWait, collect)
+	return h.transact(ctx, c.guard.lockWait, l.collect)
 }
 
 // board waits for a carrier, and returns its loads if the caller has to carry them.
@@ -114,7 +115,6 @@ func (c *carriers) carry(ctx context.Context, loads []*load) {
 		var each []int
 		for _, l := range loads {
 			sections := l.collect()
-			l.collected = true
 			all, each = append(all, sections...), append(each, len(sections))
 		}
 		counts = each
@@ -129,6 +129,7 @@ func (c *carriers) carry(ctx context.Context, loads []*load) {
 			own, outcomes = outcomes[:counts[i]], outcomes[counts[i]:]
 		}
 		if err == nil && slices.ContainsFunc(own, func(err error) bool { return errors.Is(err, domain.ErrRowLocked) }) {
+			l.locked = true
 			continue
 		}
 		l.carried, l.receipt, l.outcomes, l.err = true, receipt, own, err

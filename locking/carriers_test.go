@@ -239,7 +239,7 @@ func TestALostLockHarmsNoOther(t *testing.T) {
 			}
 			return "", nil
 		}
-		outcomes := share(t, d, l, "item/a", "item/lost", "item/z")
+		outcomes := share(t, d, l, "item/a", "item/lost", "item/z") // who has begun with the lock does not begin again without it
 		assert.ErrorIs(t, outcomes["item/lost"], domain.ErrLockLost)
 		assert.NoError(t, outcomes["item/a"])
 		assert.NoError(t, outcomes["item/z"])
