@@ -41,6 +41,9 @@ func (d *sharing) Transact(ctx context.Context, grants []domain.Grant, _ time.Du
 			return domain.Receipt{}, nil, err
 		}
 	}
+	if ctx.Err() != nil { // no connection is taken for who has no use for it
+		return domain.Receipt{}, nil, context.Cause(ctx)
+	}
 	if d.waitForRow && !skipLocked {
 		<-ctx.Done()
 		return domain.Receipt{}, nil, context.Cause(ctx)
@@ -231,15 +234,18 @@ func TestALostLockHarmsNoOther(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		d, l := &sharing{}, &locks{gone: "item/lost", lose: make(chan struct{})}
-		var once sync.Once
+		begun := 0
 		d.fate = func(ctx context.Context, keys []domain.Key, _ bool) (domain.Key, error) {
 			if slices.Contains(keys, "item/lost") {
-				once.Do(func() { close(l.lose) })
+				if begun++; begun == 1 {
+					close(l.lose)
+				}
 				<-ctx.Done() // the loss has arrived
 			}
 			return "", nil
 		}
-		outcomes := share(t, d, l, "item/a", "item/lost", "item/z") // who has begun with the lock does not begin again without it
+		outcomes := share(t, d, l, "item/a", "item/lost", "item/z")
+		assert.Equal(t, 1, begun, "who has begun with the lock does not begin again without it")
 		assert.ErrorIs(t, outcomes["item/lost"], domain.ErrLockLost)
 		assert.NoError(t, outcomes["item/a"])
 		assert.NoError(t, outcomes["item/z"])
