@@ -23,8 +23,10 @@ const (
 )
 
 // stamp says under which grant a section was decided and where its time went. A refusal was decided under a lock as well. An
-// answer that is given again was not: the grant under which it was found wrote nothing, and a row lock gives its token to the
-// next transaction again.
+// answer that is given again was not: the grant under which it was found wrote nothing.
+//
+// The token is shown if nobody else can be given it: a lock server counts on with each grant, but what a row has issued is
+// undone with its transaction, and the next one gets the same number. So a refusal under a row lock shows none.
 func stamp(c echo.Context, receipt domain.Receipt, err error) {
 	if len(receipt.Grants) == 0 {
 		return
@@ -32,7 +34,7 @@ func stamp(c echo.Context, receipt domain.Receipt, err error) {
 	h, grant := c.Response().Header(), receipt.Grants[0]
 	if _, again := errors.AsType[*domain.Replay](err); !again {
 		h.Set(headerStrategy, grant.Strategy)
-		if grant.Token != 0 {
+		if grant.Token != 0 && (err == nil || !grant.RowLock) {
 			h.Set(headerToken, fullToken(grant.Epoch, grant.Token))
 		}
 	}

@@ -20,8 +20,12 @@ import (
 	"fencepost/domain"
 )
 
-// maxBody is far above what any request needs.
-const maxBody = 64 << 10
+const (
+	// maxBody is far above what any request needs.
+	maxBody = 64 << 10
+	// identity is the content coding of what is sent as it is.
+	identity = "identity"
+)
 
 // malformedError is a body that is not JSON.
 type malformedError struct {
@@ -63,7 +67,14 @@ func noBody(c echo.Context) error {
 	return decodeBody(body, &struct{}{})
 }
 
+// checkMediaType has the body declared as plain JSON. What is packed would be "not JSON" to its sender's surprise; to unpack it
+// would let a small body become a large one.
 func checkMediaType(r *http.Request) error {
+	for coding := range strings.SplitSeq(strings.Join(r.Header.Values(echo.HeaderContentEncoding), ","), ",") {
+		if coding = strings.TrimSpace(coding); coding != "" && !strings.EqualFold(coding, identity) {
+			return errEncoding
+		}
+	}
 	mediaType, params, err := mime.ParseMediaType(r.Header.Get(echo.HeaderContentType))
 	if charset := params["charset"]; err != nil || mediaType != echo.MIMEApplicationJSON ||
 		charset != "" && !strings.EqualFold(charset, "utf-8") {

@@ -118,8 +118,17 @@ func TestBodiesThatEveryRouteRefuses(t *testing.T) {
 				w := call(h, "POST", post.path, post.good, "Content-Type", contentType)
 				assert.Equal(t, "unsupported_media_type", problemOf(t, w).Code, contentType)
 			}
+			for _, coding := range []string{"gzip", "GZIP", "deflate", "br", "identity, gzip", "gzip, identity", "nonsense"} {
+				w := call(h, "POST", post.path, post.good, "Content-Encoding", coding)
+				p := problemOf(t, w)
+				assert.Equal(t, 415, w.Code, coding)
+				assert.Contains(t, p.Detail, "Content-Encoding", coding)
+				assert.Equal(t, "identity", w.Header().Get("Accept-Encoding"))
+			}
 			assert.Zero(t, m.sections+m.made)
 			assert.Equal(t, post.status, call(h, "POST", post.path, post.good, "Content-Type", "Application/JSON; Charset=UTF-8").Code)
+			h = newHandler(newMemory())
+			assert.Equal(t, post.status, call(h, "POST", post.path, post.good, "Content-Encoding", "Identity").Code)
 		})
 	}
 }
@@ -319,7 +328,21 @@ func TestEmptyBodyInChunks(t *testing.T) {
 	}
 	m := newMemory()
 	assert.Equal(t, 415, exchange(t, m, confirmHead+"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", false).StatusCode)
+	assert.Equal(t, 415, exchange(t, m, confirmHead+"Content-Type: application/json\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", false).StatusCode)
 	assert.Zero(t, m.sections)
+}
+
+// A body in chunks does not say how long it is.
+func TestTooLargeBodyInChunks(t *testing.T) {
+	t.Parallel()
+	for size, status := range map[int]int{64<<10 - 2: 200, 64<<10 - 1: 413, 1 << 20: 413} {
+		m := newMemory()
+		m.items["lamp"] = domain.Item{SKU: "lamp", OnHand: 10, Reserved: 1}
+		head := confirmHead + "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+		body := "{}" + strings.Repeat(" ", size)
+		assert.Equal(t, status, exchange(t, m, fmt.Sprintf("%s%x\r\n%s\r\n0\r\n\r\n", head, len(body), body), false).StatusCode, "%d", size)
+		assert.Equal(t, status == 200, m.sections == 1)
+	}
 }
 
 // A client that asks first is spared the sending.

@@ -37,6 +37,17 @@ func TestWithoutDemoThereIsNone(t *testing.T) {
 	assert.Equal(t, http.StatusOK, call(newDemo(newMemory(), &handlers.Demo{}), "GET", "/demo", "").Code)
 }
 
+// The configuration allows a demonstration only where everybody is an admin. Should it ever do otherwise, the rest stay outside.
+func TestDemoIsForAdmins(t *testing.T) {
+	t.Parallel()
+	h := newHandler(newMemory(), withKeys, func(c *handlers.Config) { c.Demo = &handlers.Demo{} })
+	for _, request := range [][2]string{{"GET", "/demo"}, {"POST", "/demo/items/lamp/reservations"}, {"POST", "/demo/items/lamp/strategy"}, {"POST", "/demo/lab/kill"}} {
+		for key, status := range map[string]int{"": http.StatusUnauthorized, shopKey: http.StatusForbidden} {
+			assert.Equal(t, status, call(h, request[0], request[1], "{}", "Authorization", "Bearer "+key).Code, "%s %q", request, key)
+		}
+	}
+}
+
 func TestSlowReservation(t *testing.T) {
 	t.Parallel()
 	var asked []time.Duration

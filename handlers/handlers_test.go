@@ -39,6 +39,7 @@ type memory struct {
 	err            error
 	during         func(context.Context) // runs inside each section
 	token          domain.Token
+	rowLock        bool // the token is a row's
 }
 
 func newMemory() *memory {
@@ -85,7 +86,7 @@ func (m *memory) Do(ctx context.Context, section domain.Section) (domain.Receipt
 		m.during(ctx)
 	}
 	receipt := domain.Receipt{
-		Grants:   []domain.Grant{{Key: section.Keys[0], Strategy: "redis", Epoch: 3, Token: m.token}},
+		Grants:   []domain.Grant{{Key: section.Keys[0], Strategy: "redis", Epoch: 3, Token: m.token, RowLock: m.rowLock}},
 		LockWait: 1500 * time.Microsecond, Database: 250 * time.Microsecond,
 	}
 	if m.err != nil {
@@ -559,6 +560,15 @@ func TestStamp(t *testing.T) {
 	w = call(h, "POST", "/v1/items/lamp/reservations", `{"quantity":50}`)
 	require.Equal(t, "out_of_stock", problemOf(t, w).Code)
 	assert.Equal(t, "3.7", w.Header().Get("Fencepost-Token"), "a refusal was decided under a lock as well")
+
+	// A row issues its token anew when the transaction is rolled back, so that a refusal would show somebody else's.
+	m.rowLock = true
+	w = call(h, "POST", "/v1/items/lamp/reservations", `{"quantity":50}`)
+	require.Equal(t, "out_of_stock", problemOf(t, w).Code)
+	assert.Equal(t, "redis", w.Header().Get("Fencepost-Strategy"))
+	assert.Empty(t, w.Header().Values("Fencepost-Token"))
+	w = call(h, "POST", "/v1/items/lamp/reservations", `{"quantity":1}`)
+	assert.Equal(t, "3.7", w.Header().Get("Fencepost-Token"))
 
 	m.token = 0
 	w = call(h, "POST", "/v1/items/lamp/reservations", `{"quantity":1}`)

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"fencepost/domain"
+	"fencepost/handlers"
 )
 
 const idempotencyKey = "Idempotency-Key"
@@ -108,6 +109,37 @@ func TestFailuresAreNotReplayed(t *testing.T) {
 		w = call(h, http.MethodPost, "/v1/items/lamp/reservations", `{"quantity": 1}`, idempotencyKey, "order-4711")
 		assert.Equal(t, 201, w.Code, "%v", failure)
 	}
+}
+
+// Bytes are compared, not what they mean: only a hash of the request is kept.
+func TestSameJSONInOtherBytes(t *testing.T) {
+	t.Parallel()
+	h := newHandler(newMemory())
+	for i, body := range []string{`{"quantity":1,"customer_id":"c"}`, `{"customer_id":"c","quantity":1}`, `{"quantity":1, "customer_id":"c"}`, `{"quantity":1,"customer_id":"\u0063"}`} {
+		w := call(h, http.MethodPost, "/v1/items/lamp/reservations", body, idempotencyKey, "order-4711")
+		if i == 0 {
+			require.Equal(t, 201, w.Code)
+			continue
+		}
+		assert.Equal(t, 422, w.Code, body)
+		assert.Equal(t, "idempotency_key_reused", problemOf(t, w).Code, body)
+	}
+}
+
+// Whatever invites a client to try again is no answer: it would be kept, and the client would get it for ever.
+func TestNoInvitationIsKept(t *testing.T) {
+	t.Parallel()
+	kept := 0
+	for _, p := range handlers.Problems() {
+		if !domain.Final(p.Err) {
+			continue
+		}
+		kept++
+		assert.NotContains(t, []int{429, 503}, p.Status, p.Code)
+		assert.Less(t, p.Status, 500, p.Code)
+		assert.False(t, p.Retryable, p.Code)
+	}
+	assert.Positive(t, kept)
 }
 
 func TestAnswerThatIsGone(t *testing.T) {

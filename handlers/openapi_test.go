@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/labstack/echo/v4"
@@ -145,6 +146,25 @@ func TestRolesAreThoseOfTheDocument(t *testing.T) {
 		admins := op.Responses.Status(http.StatusForbidden)
 		forbidden := admins != nil && slices.Contains(contracttest.Codes(admins.Value), "forbidden")
 		assert.Equal(t, forbidden, call(h, method, path, "", "Authorization", "Bearer "+shopKey).Code == http.StatusForbidden, route)
+	})
+}
+
+// Whatever takes a key counts against the caller's quota and says so, and what is refused for it does nothing.
+func TestQuotaOfEveryOperation(t *testing.T) {
+	t.Parallel()
+	operations(func(route string, op *openapi3.Operation) {
+		method, path, _ := strings.Cut(route, " ")
+		m := newMemory()
+		h := newHandler(m, withKeys, func(c *handlers.Config) {
+			c.Take = func(context.Context, domain.Caller) (domain.Quota, error) {
+				return domain.Quota{Limit: 2, Window: time.Minute, Reset: time.Second}, &domain.LimitedError{After: time.Second}
+			}
+		})
+		open := op.Security != nil && len(*op.Security) == 0
+		w := call(h, method, path, "", "Authorization", "Bearer "+adminKey)
+		assert.Equal(t, !open, w.Code == http.StatusTooManyRequests, route)
+		assert.Equal(t, !open, w.Header().Get("RateLimit") != "", route)
+		assert.Zero(t, m.sections+m.made, route)
 	})
 }
 

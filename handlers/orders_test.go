@@ -2,12 +2,18 @@ package handlers_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"fencepost/domain"
+	"fencepost/handlers"
 )
 
 func TestOrders(t *testing.T) {
@@ -69,6 +75,38 @@ func TestOrdersThatAreRefused(t *testing.T) {
 		p := problemOf(t, call(newHandler(newMemory()), "POST", "/v1/orders", body))
 		assert.Equal(t, "invalid", p.Code, body)
 		assert.Equal(t, field, p.Field, body)
+	}
+}
+
+// An order is another way to hold units and to try a code, and is bounded like those.
+func TestBoundsOfOrders(t *testing.T) {
+	t.Parallel()
+	for code, refusal := range map[string]error{
+		"too_many_holds": fmt.Errorf("%w: 7", domain.ErrTooManyHolds),
+		"rate_limited":   &domain.LimitedError{After: time.Second},
+	} {
+		for path, body := range map[string]string{
+			"/v1/items/lamp/reservations": `{"quantity":1}`,
+			"/v1/orders":                  `{"lines":[{"sku":"lamp","quantity":1}],"coupon":"TEN","customer_id":"c"}`,
+			"/v1/coupons/TEN/redemptions": `{"customer_id":"c"}`,
+		} {
+			m := newMemory()
+			h := newHandler(m, func(c *handlers.Config) {
+				refuse := func(context.Context, domain.Caller, func() error) error { return refusal }
+				if code == "too_many_holds" {
+					c.Service.Holding = refuse
+				} else {
+					c.Service.Guessing = refuse
+				}
+			})
+			w := call(h, "POST", path, body)
+			if code == "too_many_holds" && strings.Contains(path, "coupons") || code == "rate_limited" && strings.Contains(path, "items") {
+				assert.Equal(t, 201, w.Code, "%s: %s", path, code)
+				continue
+			}
+			assert.Equal(t, code, problemOf(t, w).Code, path)
+			assert.Zero(t, m.sections, path)
+		}
 	}
 }
 

@@ -21,6 +21,7 @@ var (
 	errNoRoute      = errors.New("no such path")
 	errNoMethod     = errors.New("no such method here")
 	errMediaType    = errors.New("the body is not declared as JSON")
+	errEncoding     = errors.New("the body is encoded")
 	errTooLarge     = errors.New("the body is too large")
 	errAnswerGone   = errors.New("the answer is not kept any more")
 	errIncomplete   = errors.New("the body did not come to its end")
@@ -130,6 +131,7 @@ var problems = []struct {
 	{errNoRoute, http.StatusNotFound, "not_found", false, "Not found", "There is nothing at this path."},
 	{errNoMethod, http.StatusMethodNotAllowed, "method_not_allowed", false, "Method not allowed", "The Allow header lists the methods of this path."},
 	{errMediaType, http.StatusUnsupportedMediaType, "unsupported_media_type", false, "The body must be JSON", "Send the body as UTF-8 with \"Content-Type: application/json\"."},
+	{errEncoding, http.StatusUnsupportedMediaType, "unsupported_media_type", false, "The body must not be encoded", "Send the body as it is, without the header Content-Encoding."},
 	{errTooLarge, http.StatusRequestEntityTooLarge, "too_large", false, "The body is too large", fmt.Sprintf("The limit is %d bytes.", maxBody)},
 	{errIncomplete, http.StatusRequestTimeout, "request_timeout", true, "The body is not complete", "The end of the body did not arrive, or not in time. " + nothingWritten},
 	{errMalformed, http.StatusBadRequest, "malformed", false, "The body is not JSON", ""},
@@ -186,6 +188,9 @@ func (s *server) answerError(err error, c echo.Context) {
 	h.Set(echo.HeaderCacheControl, "no-store")
 	if p.Status == http.StatusUnauthorized {
 		h.Set(echo.HeaderWWWAuthenticate, `Bearer realm="fencepost"`)
+	}
+	if errors.Is(err, errEncoding) {
+		h.Set(echo.HeaderAcceptEncoding, identity) // what RFC 9110 would have a 415 say for this reason
 	}
 	// The header invites programs to send the request again by themselves.
 	if p.Retryable && (p.Status == http.StatusServiceUnavailable || p.Status == http.StatusTooManyRequests) {

@@ -70,6 +70,7 @@ func Files(connect []string) map[string]http.Handler {
 			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(a.body))
 		})
 	}
+	files["/docs/"] = http.RedirectHandler("/docs", http.StatusMovedPermanently) // as most would type it
 	return files
 }
 

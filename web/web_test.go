@@ -56,8 +56,19 @@ func TestFilesHaveTheirTypes(t *testing.T) {
 		}
 	}
 	for path := range files {
-		if types[path] == "" {
+		if types[path] == "" && path != "/docs/" {
 			t.Errorf("there is a file at %s, which is no part of the page", path)
+		}
+	}
+}
+
+// A slash too many leads to the same page, with no second address for it.
+func TestDocsWithASlash(t *testing.T) {
+	t.Parallel()
+	for _, method := range []string{http.MethodGet, http.MethodHead} {
+		response, _ := get(t, method, "/docs/", nil)
+		if response.StatusCode != http.StatusMovedPermanently || response.Header.Get("Location") != "/docs" {
+			t.Errorf("%s /docs/: status %d, Location %q", method, response.StatusCode, response.Header.Get("Location"))
 		}
 	}
 }
