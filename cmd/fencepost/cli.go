@@ -38,18 +38,7 @@ type console struct{ out, err io.Writer }
 // run is the program, less the process around it.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (code int) {
 	var cli commandLine
-	parser, err := kong.New(
-		&cli,
-		kong.Name("fencepost"),
-		kong.Description("A reservation service for inventory and coupons. Every flag is also an environment variable."),
-		kong.Vars{"version": version()},
-		kong.Writers(stdout, stderr),
-		cli.lenientMappers(),
-	)
-	if err != nil {
-		panic(err) // a mistake in the tags above
-	}
-	command, err := parser.Parse(args)
+	command, err := cli.parser(stdout, stderr).Parse(args)
 	if err != nil {
 		fmt.Fprintf(stderr, "fencepost: %v; see fencepost --help\n", err)
 		return exitUsage
@@ -70,6 +59,17 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (code int
 		return exitFailed
 	}
 	return exitOK
+}
+
+func (cli *commandLine) parser(stdout, stderr io.Writer) *kong.Kong {
+	return kong.Must(
+		cli,
+		kong.Name("fencepost"),
+		kong.Description("A reservation service for inventory and coupons. Every flag is also an environment variable."),
+		kong.Vars{"version": version()},
+		kong.Writers(stdout, stderr),
+		cli.lenientMappers(),
+	)
 }
 
 // explain adds the address and the fix to the news that a server does not answer.

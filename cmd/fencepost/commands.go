@@ -6,11 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/alecthomas/kong"
+
+	"fencepost/cmd/internal/block"
 	"fencepost/domain"
 	"fencepost/domain/postgres"
 	"fencepost/locking"
@@ -18,14 +22,44 @@ import (
 	"fencepost/migrations"
 )
 
-type configCommand struct{}
+type configCommand struct {
+	Markdown string `type:"path" placeholder:"FILE" help:"Instead, put a table of all variables into this file, between the lines <!-- configuration --> and <!-- /configuration -->."`
+}
+
+// configBlock is the block of the README that lists the variables.
+const configBlock = "configuration"
 
 // Run prints the configuration, and then what is wrong with it.
-func (configCommand) Run(c *Config, con console) error {
+func (cmd configCommand) Run(c *Config, con console, parsed *kong.Context) error {
+	if cmd.Markdown != "" {
+		return block.Write(cmd.Markdown, configBlock, variables(parsed.Model.Flags))
+	}
 	err := c.checkAll()
 	c.print(con.out)
 	return err
 }
+
+// variables lists those of the flags that are environment variables as well, in the words of --help.
+func variables(flags []*kong.Flag) string {
+	var table strings.Builder
+	table.WriteString("| variable | flag | default | meaning |\n| --- | --- | --- | --- |\n")
+	for _, f := range flags {
+		if len(f.Envs) == 0 {
+			continue
+		}
+		flag := "--" + f.Name + "=" + strings.ReplaceAll(f.FormatPlaceHolder(), "|", `\|`) // or the cell would end there
+		value := "–"
+		if f.HasDefault {
+			value = "`" + f.Default + "`"
+		}
+		help := strings.Replace(f.Help, " ("+f.Default+")", "", 1) // which has a column of its own
+		help = variableName.ReplaceAllString(help, "`$0`")
+		fmt.Fprintf(&table, "| `%s` | `%s` | %s | %s |\n", f.Envs[0], flag, value, help)
+	}
+	return table.String()
+}
+
+var variableName = regexp.MustCompile(`FENCEPOST_[A-Z_]*[A-Z](=\w+)?`)
 
 type migrateCommand struct{}
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"fencepost/cmd/internal/block"
 	"fencepost/cmd/lab/internal/bench"
 	"fencepost/cmd/lab/internal/servers"
 )
@@ -103,7 +104,7 @@ func (c *benchCmd) write(report *bench.Report) error {
 		}
 	}
 	if c.Markdown != "" {
-		return paste(c.Markdown, "benchmark", report.Markdown())
+		return block.Write(c.Markdown, "benchmark", report.Markdown())
 	}
 	return nil
 }

@@ -79,12 +79,3 @@ func TestBenchFlags(t *testing.T) {
 		assert.ErrorContains(t, err, says, flag)
 	}
 }
-
-func TestPasteWantsMarks(t *testing.T) {
-	t.Parallel()
-	name := filepath.Join(t.TempDir(), "README.md")
-	for _, content := range []string{"", "<!-- benchmark -->\n", "<!-- /benchmark -->\n<!-- benchmark -->\n"} {
-		require.NoError(t, os.WriteFile(name, []byte(content), 0o644))
-		require.ErrorContains(t, paste(name, "benchmark", "table"), "add them where the table is to be")
-	}
-}

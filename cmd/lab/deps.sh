@@ -3,7 +3,7 @@
 # is.
 #
 #   deps.sh demo   PostgreSQL, Redis, ZooKeeper
-#   deps.sh test   the same, and a browser and npm for the tests of the page
+#   deps.sh test   the same, a browser and npm for the tests of the page, and curl for those of the README
 #
 # Nothing of what it installs is started or enabled as a service, and no database is made.
 set -eu
@@ -40,6 +40,7 @@ has_postgres() { has initdb || any /usr/lib/postgresql/*/bin/initdb "$brew"/opt/
 has_redis() { has redis-server; }
 has_zookeeper() { any /usr/share/java/zookeeper.jar "$brew"/opt/zookeeper/libexec/lib/zookeeper-[0-9]*.jar; }
 has_java() { { [ "$(uname)" != Darwin ] && has java; } || any "${JAVA_HOME:-/nonexistent}/bin/java" "$brew/opt/openjdk/bin/java"; }
+has_curl() { has curl; } # macOS has it
 has_npm() { has npm && has node; }
 has_browser() { has chromium || has chromium-browser || has google-chrome || any "/Applications/Chromium.app" "/Applications/Google Chrome.app"; }
 
@@ -114,6 +115,7 @@ need has_zookeeper libzookeeper-java "the locks of the strategy zookeeper"
 need has_java default-jre-headless "ZooKeeper runs on it"
 [ "$purpose" = test ] && need has_browser chromium "the tests of the page drive it"
 [ "$purpose" = test ] && need has_npm npm "the tests of the page check its types and its accessibility with tools from npm"
+[ "$purpose" = test ] && need has_curl curl "a test runs the README's lines with it"
 [ -z "$missing" ] && exit 0
 has apt-get || fail "this is neither Debian, Ubuntu nor macOS: install your system's packages for$missing"
 install_with_apt

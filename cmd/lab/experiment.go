@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"fencepost/cmd/internal/block"
 	"fencepost/cmd/lab/internal/experiments"
 	"fencepost/cmd/lab/internal/servers"
 )
@@ -139,5 +140,5 @@ func (c *experimentReadmeCmd) Run() error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.Report, err)
 	}
-	return paste(c.File, "which-one", text)
+	return block.Write(c.File, "which-one", text)
 }

@@ -59,18 +59,3 @@ func writeHTML(name string, write func(io.Writer) error) error {
 	}
 	return os.WriteFile(name, page.Bytes(), 0o644)
 }
-
-// paste replaces what a file has between the two lines of a mark.
-func paste(name, mark, text string) error {
-	begin, end := "<!-- "+mark+" -->\n", "<!-- /"+mark+" -->\n"
-	content, err := os.ReadFile(name)
-	if err != nil {
-		return err
-	}
-	before, rest, found := bytes.Cut(content, []byte(begin))
-	_, after, closed := bytes.Cut(rest, []byte(end))
-	if !found || !closed {
-		return fmt.Errorf("%s has no lines <!-- %s --> and <!-- /%s -->: add them where the table is to be", name, mark, mark)
-	}
-	return os.WriteFile(name, fmt.Appendf(nil, "%s%s\n%s\n%s%s", before, begin, text, end, after), 0o644)
-}

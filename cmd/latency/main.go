@@ -2,12 +2,11 @@
 // for each strategy, beside a bare round trip to the same servers. It reads the addresses of the servers from the
 // environment, as 'lab exec' sets them, and uses a database of which nothing is expected afterwards.
 //
-// Without an argument it prints a table, with -json the same figures as JSON. With the name of a file, it puts the table between
-// the two markers in there.
+// Without an argument it prints a table, with -json the same figures as JSON. With the name of a file, it puts the table
+// into the block that is kept for it there.
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,6 +26,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
+	"fencepost/cmd/internal/block"
 	"fencepost/domain"
 	"fencepost/domain/postgres"
 	"fencepost/locking"
@@ -34,10 +34,8 @@ import (
 	"fencepost/migrations"
 )
 
-const (
-	beginMarker = "<!-- latency: written by 'make latency' -->"
-	endMarker   = "<!-- end of latency -->"
-)
+// place is the block of the README that has the table.
+const place = "latency"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -75,25 +73,7 @@ func run(ctx context.Context, args []string) error {
 	if flags.NArg() == 0 {
 		return nil
 	}
-	name := flags.Arg(0)
-	text, err := os.ReadFile(name)
-	if err != nil {
-		return err
-	}
-	if text, err = replace(text, table); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	return os.WriteFile(name, text, 0o644)
-}
-
-// replace puts the table between the markers.
-func replace(text []byte, table string) ([]byte, error) {
-	before, rest, begins := bytes.Cut(text, []byte(beginMarker))
-	_, after, ends := bytes.Cut(rest, []byte(endMarker))
-	if !begins || !ends {
-		return nil, fmt.Errorf("there is no place for the table: a line %q and after it a line %q", beginMarker, endMarker)
-	}
-	return slices.Concat(before, []byte(beginMarker+"\n\n"+table+"\n"+endMarker), after), nil
+	return block.Write(flags.Arg(0), place, table)
 }
 
 // subject is what is measured of one strategy.

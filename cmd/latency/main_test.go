@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"fencepost/cmd/internal/block"
 	"fencepost/domain/postgres/postgrestest"
 	"fencepost/locking/strategies"
 )
@@ -25,10 +26,8 @@ func rows(table string) (names []string) {
 // The README has the table, with a row for every strategy that there is. Its figures are those of some machine.
 func TestReadme(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("../../README.md")
+	table, err := block.Read("../../README.md", place)
 	require.NoError(t, err)
-	_, rest, _ := strings.Cut(string(text), beginMarker)
-	table, _, _ := strings.Cut(rest, endMarker)
 	require.Equal(t, strategies.Names(), rows(table), "run 'make latency'")
 }
 
@@ -65,17 +64,4 @@ func TestArguments(t *testing.T) {
 	for _, args := range [][]string{{"a", "b"}, {"-json", "README.md"}, {"-rounds=0"}, {"-nonsense"}} {
 		require.Error(t, run(t.Context(), args), "%v", args)
 	}
-}
-
-func TestReplace(t *testing.T) {
-	t.Parallel()
-	text := "before\n" + beginMarker + "\nold\n" + endMarker + "\nafter\n"
-	replaced, err := replace([]byte(text), "table\n")
-	require.NoError(t, err)
-	require.Equal(t, "before\n"+beginMarker+"\n\ntable\n\n"+endMarker+"\nafter\n", string(replaced))
-	again, err := replace(replaced, "table\n")
-	require.NoError(t, err)
-	require.Equal(t, replaced, again)
-	_, err = replace([]byte(endMarker+beginMarker), "table\n")
-	require.ErrorContains(t, err, "there is no place for the table")
 }
