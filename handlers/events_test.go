@@ -219,6 +219,7 @@ func TestOutcome(t *testing.T) {
 		"committed":           nil,
 		"client_gone":         fmt.Errorf("reading: %w", context.Canceled),
 		"lock_lost":           fmt.Errorf("%w (%w)", domain.ErrLockLost, context.Canceled),
+		"replayed":            fmt.Errorf("answering: %w", &domain.Replay{}),
 		"out_of_stock":        domain.ErrOutOfStock,
 		"stale_fencing_token": &domain.RefusedError{Err: domain.ErrStaleToken},
 		"internal":            errors.New("a bug"),

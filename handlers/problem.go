@@ -210,10 +210,14 @@ func requestID(c echo.Context) string {
 	return id
 }
 
-// Outcome names what a section ended with: "committed", or the code that its error has in answers.
+// Outcome names what a section ended with: "committed", "replayed" if there was an answer already, or the code that its error
+// has in answers.
 func Outcome(err error) string {
 	if err == nil {
 		return "committed"
+	}
+	if _, again := errors.AsType[*domain.Replay](err); again {
+		return "replayed"
 	}
 	code := newProblem(err).Code
 	if code == "internal" && errors.Is(err, context.Canceled) {
