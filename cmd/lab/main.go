@@ -31,16 +31,14 @@ func main() {
 	os.Exit(run(os.Args[1:]))
 }
 
-func run(args []string) int {
-	var c cli
-	parser, err := kong.New(&c, kong.Name("lab"), kong.Description(
+func newParser() *kong.Kong {
+	return kong.Must(&cli{}, kong.Name("lab"), kong.Description(
 		"The laboratory: PostgreSQL, five Redis and ZooKeeper, real ones, on free loopback ports. "+
 			"An address that is already in the environment (FENCEPOST_DATABASE_URL and its kin) is used as it is."))
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "lab:", err)
-		return 1
-	}
-	parsed, err := parser.Parse(args)
+}
+
+func run(args []string) int {
+	parsed, err := newParser().Parse(args)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "lab:", err)
 		return 2
