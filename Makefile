@@ -44,7 +44,7 @@ test: deps lint ## Run the linters and every test, against real servers; a skipp
 # One after the other: they count what is left of everything.
 .PHONY: soak
 soak: deps ## Run the long forms of the tests that have one; takes half an hour
-	go run ./cmd/lab exec -- go test -race -count=1 -p=1 -timeout=60m -v -run='^(TestCancelledWaits|TestRedisForgets|TestCommitsAreCut|TestRetriesAtOnce|TestInstancesAreKilled|TestHoldsEndOnce|TestOrdersAreWholeAndDoNotDeadlock|TestCouponGuesses|TestManyBuyers)$$' \
+	go run ./cmd/lab exec -- go test -race -count=1 -p=1 -timeout=60m -v -run='^(TestCancelledWaits|TestRedisForgets|TestCommitsAreCut|TestRetriesAtOnce|TestInstancesAreKilled|TestHoldsEndOnce|TestOrdersAreWholeAndDoNotDeadlock|TestCouponGuesses|TestSlowloris|TestManyBuyers)$$' \
 		./locking/strategies ./domain/postgres ./cmd/fencepost ./cmd/lab/e2e ./web/e2e -args -soak
 
 .PHONY: latency

@@ -70,6 +70,7 @@ func TestKeyOfAnotherRequest(t *testing.T) {
 	assert.Equal(t, 422, w.Code)
 	w = call(h, http.MethodPost, "/v1/reservations/rsv_1/release", ``, idempotencyKey, "order-4711", "Authorization", "Bearer "+shopKey)
 	assert.Equal(t, 422, w.Code, "another path is another request")
+	assert.Equal(t, 422, reserve("/v1/items/vase/reservations", `{"quantity": 1}`, "order-4711", shopKey), "with the same body as well")
 	w = call(h, http.MethodPost, "/v1/items/lamp/restocks", `{"quantity": 1}`, idempotencyKey, "restock-1", "Authorization", "Bearer "+adminKey)
 	require.Equal(t, 200, w.Code)
 	w = call(h, http.MethodPost, "/v1/items/lamp/restocks", `{"quantity": 1}`, idempotencyKey, "restock-1", "Authorization", "Bearer "+adminKey, "If-Match", "*")

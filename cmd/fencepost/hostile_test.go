@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -22,6 +24,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/net/netutil"
 
 	"fencepost/domain/postgres/postgrestest"
 )
@@ -254,51 +257,149 @@ func TestCouponGuesses(t *testing.T) {
 	assert.Equal(t, 201, status, "whoever has a code uses it meanwhile: %s", answer)
 }
 
-// Connections that send next to nothing cost the honest next to nothing.
+// slow is a connection that sends a byte now and then, so that it is never idle, until it is hung up on.
+type slow struct {
+	net.Conn
+	ended chan struct{} // closed when it was
+}
+
+// slowly opens a connection that begins so and then goes on with letters for ever.
+func slowly(t *testing.T, address, begin string) *slow {
+	t.Helper()
+	conn, err := net.Dial("tcp", address)
+	require.NoError(t, err)
+	s := &slow{conn, make(chan struct{})}
+	t.Cleanup(func() { conn.Close(); <-s.ended })
+	_, err = io.WriteString(conn, begin)
+	require.NoError(t, err)
+	go func() {
+		defer close(s.ended)
+		_, _ = io.Copy(io.Discard, conn) // there may be an answer before the end
+	}()
+	go func() {
+		for {
+			select {
+			case <-s.ended:
+				return
+			case <-time.After(200 * time.Millisecond):
+				_, _ = io.WriteString(conn, "a")
+			}
+		}
+	}()
+	return s
+}
+
+func (s *slow) open() bool {
+	select {
+	case <-s.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+const (
+	slowHead = "POST /v1/items/lamp/reservations HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
+	slowBody = "POST /v1/items/lamp/reservations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 60000\r\n\r\n{"
+)
+
+// Half of 500 slow connections never come to the end of their heads, the others to that of their bodies. Meanwhile whoever comes is
+// answered. Then the slow are hung up on, those without a head before those without a body.
+//
+// What they cost the honest is a ratio of two times, of which the tests that run beside this one decide more than the service
+// does. So it is only logged here; the long form has the machine for itself and measures with and without the slow in turn.
 func TestSlowloris(t *testing.T) {
 	db := postgrestest.New(t)
 	i := start(t, map[string]string{"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_AUTH": "off", "FENCEPOST_DRAIN_DELAY": "0s"})
+	requests, rounds := 100, 1
+	if *soak {
+		requests, rounds = 1000, 9
+	}
 	p99 := func() time.Duration {
+		transport := &http.Transport{DisableKeepAlives: true} // each has to get in
 		var took []time.Duration
-		for range 300 {
+		for range requests {
+			r, err := http.NewRequestWithContext(t.Context(), "GET", i.url+"/v1/items", nil)
+			require.NoError(t, err)
 			began := time.Now()
-			response, err := http.Get(i.url + "/v1/items")
+			response, err := transport.RoundTrip(r)
+			require.NoError(t, err)
+			_, err = io.Copy(io.Discard, response.Body)
 			require.NoError(t, err)
 			response.Body.Close()
-			require.Equal(t, 200, response.StatusCode)
 			took = append(took, time.Since(began))
+			require.Equal(t, 200, response.StatusCode)
 		}
 		slices.Sort(took)
 		return took[len(took)*99/100]
 	}
-	// The machine has other things to do: the best of several rounds is what the service needs.
-	best := func() time.Duration { return min(p99(), p99(), p99()) }
-	alone := best()
-	var slow []net.Conn
-	for n := range 500 {
-		conn, err := net.Dial("tcp", strings.TrimPrefix(i.url, "http://"))
-		require.NoError(t, err)
-		defer conn.Close()
-		head := "POST /v1/items/lamp/reservations HTTP/1.1\r\nHost: localhost\r\n"
-		if n%2 == 0 { // its head comes to an end, and its body does not
-			head += "Content-Type: application/json\r\nContent-Length: 14\r\n\r\n{"
+	open := func(begin string) (all []*slow) {
+		for range 250 {
+			all = append(all, slowly(t, strings.TrimPrefix(i.url, "http://"), begin))
 		}
-		_, err = conn.Write([]byte(head))
-		require.NoError(t, err)
-		slow = append(slow, conn)
+		return all
 	}
-	beside := best()
-	t.Logf("p99 alone %s, beside 500 slow connections %s", alone, beside)
-	assert.Less(t, beside, 2*alone+20*time.Millisecond)
-	// And they are not waited for: each is hung up on.
-	for _, conn := range slow {
-		require.NoError(t, conn.SetReadDeadline(time.Now().Add(30*time.Second)))
-		buffer := make([]byte, 4096)
-		for {
-			if _, err := conn.Read(buffer); err != nil {
-				require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "a connection that sends nothing is kept")
-				break
+	var ratios []float64
+	for len(ratios) < rounds {
+		alone := p99()
+		bodies, heads := open(slowBody), open(slowHead)
+		beside := p99()
+		for _, s := range slices.Concat(bodies, heads) {
+			require.True(t, s.open(), "the honest are answered while all of the slow are there")
+		}
+		for _, s := range heads {
+			<-s.ended
+		}
+		for _, s := range bodies { // they came first
+			require.True(t, s.open(), "without a head of its own, a connection has as much time as one with a body")
+		}
+		for _, s := range bodies {
+			<-s.ended
+		}
+		ratios = append(ratios, float64(beside)/float64(alone))
+		t.Logf("p99 alone %s, beside 500 slow connections %s", alone, beside)
+	}
+	slices.Sort(ratios)
+	t.Logf("%.2f times, the median of %d rounds", ratios[rounds/2], rounds)
+	if *soak {
+		assert.Less(t, ratios[rounds/2], 2.0)
+	}
+}
+
+// When the slow have all connections there are, an honest client gets one as soon as they are hung up on. The negative control
+// is the same server without its time-outs: there he still waits by then, until they leave of their own accord.
+func TestSlowClientsDoNotKeepAllConnections(t *testing.T) {
+	t.Parallel()
+	const connections = 8
+	besieged := func(change func(*http.Server)) (all []*slow, answered chan error) {
+		server := newServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }), slog.New(slog.DiscardHandler))
+		change(server)
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		go func() { _ = server.Serve(netutil.LimitListener(listener, connections)) }()
+		t.Cleanup(func() { server.Close() })
+		for n := range connections {
+			all = append(all, slowly(t, listener.Addr().String(), []string{slowHead, slowBody}[n%2]))
+		}
+		r, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+listener.Addr().String(), nil)
+		require.NoError(t, err)
+		answered = make(chan error, 1)
+		go func() {
+			response, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(r)
+			if err == nil {
+				response.Body.Close()
 			}
-		}
+			answered <- err
+		}()
+		return all, answered
 	}
+	control, waiting := besieged(func(s *http.Server) { s.ReadHeaderTimeout, s.ReadTimeout = 0, 0 })
+	_, answered := besieged(func(*http.Server) {})
+	require.NoError(t, <-answered)
+	require.Empty(t, waiting)
+	for _, s := range control {
+		require.True(t, s.open())
+		s.Close()
+	}
+	require.NoError(t, <-waiting)
 }

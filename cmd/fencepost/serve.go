@@ -218,16 +218,8 @@ func (c *Config) serve(ctx context.Context, listener net.Listener, listenerTLS *
 		scheme = "https://"
 	}
 	log.Info("listening", "address", scheme+listener.Addr().String(), "inventory_lock", c.InventoryLock, "coupon_lock", c.CouponLock)
-	server := &http.Server{
-		Handler:           handler,
-		TLSConfig:         listenerTLS,
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      requestTimeout + 20*time.Second, // the outcome of a COMMIT is awaited beyond the request's time
-		IdleTimeout:       30 * time.Second,
-		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-	}
+	server := newServer(handler, log)
+	server.TLSConfig = listenerTLS
 	failed := make(chan error, 1)
 	limited := netutil.LimitListener(listener, maxConnections)
 	go func() {
@@ -254,6 +246,19 @@ func (c *Config) serve(ctx context.Context, listener net.Listener, listenerTLS *
 	}
 	log.Info("stopped")
 	return nil
+}
+
+// newServer bounds how long a client may take for everything: whoever takes for ever has a connection that others do not get.
+func newServer(handler http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      requestTimeout + 20*time.Second, // the outcome of a COMMIT is awaited beyond the request's time
+		IdleTimeout:       30 * time.Second,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
 }
 
 // ready tells whether a request could be served now. What it answers is shown to whoever asks, so the words of servers and

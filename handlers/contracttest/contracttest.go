@@ -162,6 +162,7 @@ func Watch(next http.Handler, seen func(context.Context, Exchange)) http.Handler
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		e := Exchange{Method: r.Method, URL: &url.URL{Path: r.URL.Path, RawQuery: r.URL.RawQuery}, Header: r.Header.Clone()}
 		var body bytes.Buffer
+		r = r.WithContext(r.Context()) // a copy: net/http goes by the body of its own, for instance whether it was asked for
 		r.Body = struct {
 			io.Reader
 			io.Closer
