@@ -379,13 +379,17 @@ func TestStreamsEndWithTheInstance(t *testing.T) {
 // A busy stream looks at its key and at the end of the instance like a quiet one.
 func TestStreamOfARevokedKeyEnds(t *testing.T) {
 	t.Parallel()
-	for _, busy := range []bool{false, true} {
+	for _, then := range []struct {
+		busy   bool
+		caller domain.Caller
+		err    error
+	}{{err: domain.ErrNotFound}, {busy: true, err: domain.ErrNotFound}, {caller: domain.Caller{ID: "boss"}}} { // the last is no admin any more
 		var revoked atomic.Bool
 		w := newWatched(t, 64, withKeys, func(c *handlers.Config) {
 			valid := c.Authenticate
 			c.Authenticate = func(ctx context.Context, key string) (domain.Caller, error) {
 				if revoked.Load() {
-					return domain.Caller{}, domain.ErrNotFound
+					return then.caller, then.err
 				}
 				return valid(ctx, key)
 			}
@@ -393,7 +397,7 @@ func TestStreamOfARevokedKeyEnds(t *testing.T) {
 		})
 		s := w.open("", "Authorization", "Bearer "+adminKey)
 		stop := make(chan struct{})
-		if busy {
+		if then.busy {
 			go func() {
 				for {
 					select {
