@@ -84,7 +84,11 @@ func (serveCommand) Run(ctx context.Context, c *Config, con console) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, backends.Close()) }()
-	events, metrics := observe.NewHub(keptEvents), observe.NewMetrics(handlers.Outcome)
+	var names []string
+	for _, b := range backends {
+		names = append(names, b.Name)
+	}
+	events, metrics := observe.NewHub(keptEvents), observe.NewMetrics(handlers.Outcome, names...)
 	metrics.WatchPool(poolState(store))
 	guard := locking.NewGuard(store, backends, locking.Options{
 		LockWait: c.LockWait, MaxBatch: c.MaxBatch, MaxQueue: c.MaxQueue, Log: log,

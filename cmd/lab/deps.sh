@@ -3,8 +3,8 @@
 # is.
 #
 #   deps.sh demo   PostgreSQL, Redis, ZooKeeper
-#   deps.sh test   the same, a browser and npm for the tests of the page, HAProxy and PgBouncer for those of deploy/, and curl
-#                  for those of the README
+#   deps.sh test   the same, a browser and npm for the tests of the page, HAProxy, PgBouncer and Prometheus for those of
+#                  deploy/, and curl for those of the README
 #
 # Nothing of what it installs is started or enabled as a service, and no database is made.
 set -eu
@@ -46,6 +46,7 @@ has_npm() { has npm && has node; }
 # Both are in /usr/sbin, which the PATH of an ordinary user does not have.
 has_haproxy() { has haproxy || any /usr/sbin/haproxy; }
 has_pgbouncer() { has pgbouncer || any /usr/sbin/pgbouncer; }
+has_prometheus() { has prometheus && has promtool; }
 has_browser() { has chromium || has chromium-browser || has google-chrome || any "/Applications/Chromium.app" "/Applications/Google Chrome.app"; }
 
 # need CHECK PACKAGE REASON adds the package to the list when the check fails.
@@ -87,7 +88,7 @@ install_with_apt() {
 	run_as_root apt-get -qq update
 	# shellcheck disable=SC2086 # the list is meant to be split
 	run_as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends $missing >/dev/null
-	for service in postgresql redis-server haproxy pgbouncer; do
+	for service in postgresql redis-server haproxy pgbouncer prometheus; do
 		case $missing in *$service*) ;; *) continue ;; esac
 		if has systemctl; then run_as_root systemctl --quiet disable "$service" 2>/dev/null || true; fi
 	done
@@ -107,6 +108,7 @@ if [ "$(uname)" = Darwin ]; then
 	[ "$purpose" = test ] && need has_npm node "the tests of the page check its types and its accessibility with tools from npm"
 	[ "$purpose" = test ] && need has_haproxy haproxy "tests put three instances behind it, as deploy/haproxy.cfg does"
 	[ "$purpose" = test ] && need has_pgbouncer pgbouncer "tests put it before PostgreSQL, as deploy/pgbouncer.ini does"
+	[ "$purpose" = test ] && need has_prometheus prometheus "tests have it watch three instances, with the alerts and the dashboard of deploy/"
 	[ -z "$missing" ] && exit 0
 	has brew || fail "install Homebrew from https://brew.sh, then run: brew install$missing"
 	say "installing with brew:$missing"
@@ -124,6 +126,7 @@ need has_java default-jre-headless "ZooKeeper runs on it"
 [ "$purpose" = test ] && need has_curl curl "a test runs the README's lines with it"
 [ "$purpose" = test ] && need has_haproxy haproxy "tests put three instances behind it, as deploy/haproxy.cfg does"
 [ "$purpose" = test ] && need has_pgbouncer pgbouncer "tests put it before PostgreSQL, as deploy/pgbouncer.ini does"
+[ "$purpose" = test ] && need has_prometheus prometheus "tests have it watch three instances, with the alerts and the dashboard of deploy/"
 [ -z "$missing" ] && exit 0
 has apt-get || fail "this is neither Debian, Ubuntu nor macOS: install your system's packages for$missing"
 install_with_apt

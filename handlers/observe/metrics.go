@@ -39,8 +39,14 @@ type Metrics struct {
 // Locks are taken in a fraction of a millisecond when all is well, and waited for as long as the configuration allows.
 var lockBuckets = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
 
+// What a refusal can give as its reason.
+var refusalReasons = []string{"stale_fencing_token", "strategy_superseded", "fencing_required"}
+
 // NewMetrics makes the metrics. outcome names what sections end with, from a list of bounded length.
-func NewMetrics(outcome func(error) string) *Metrics {
+//
+// What happens rarely is counted from 0 for each of the strategies: a series that begins with its first event has not risen, and
+// so an alert on its increase would be silent at the very first.
+func NewMetrics(outcome func(error) string, strategies ...string) *Metrics {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 	}
@@ -86,6 +92,17 @@ func NewMetrics(outcome func(error) string) *Metrics {
 	m.registry.MustRegister(m.requests, m.sections, m.wait, m.acquire, m.hold, m.batch, m.lost, m.refused, m.reigns, m.epoch, m.oversold, m.drift, m.off,
 		m.audited, m.readers, m.gaps,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewBuildInfoCollector())
+	for _, strategy := range strategies {
+		m.lost.WithLabelValues(strategy)
+		for _, reason := range refusalReasons {
+			m.refused.WithLabelValues(strategy, reason)
+		}
+		for _, scope := range []string{string(domain.ScopeInventory), string(domain.ScopeCoupons), scopeOwn} {
+			for _, event := range []domain.EventKind{domain.EventTakenOver, domain.EventRaised, domain.EventSuperseded} {
+				m.reigns.WithLabelValues(scope, strategy, string(event))
+			}
+		}
+	}
 	return m
 }
 
@@ -126,12 +143,14 @@ func strategyOf(grants []domain.Grant) string {
 	return grants[0].Strategy
 }
 
-// scopeLabel puts all resources that are scopes of their own together: a label for each would grow without bound.
+// scopeOwn stands for all resources that are scopes of their own: a label for each would grow without bound.
+const scopeOwn = "own"
+
 func scopeLabel(scope domain.Scope) string {
 	if shared(scope) {
 		return string(scope)
 	}
-	return "own"
+	return scopeOwn
 }
 
 func shared(scope domain.Scope) bool {

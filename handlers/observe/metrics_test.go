@@ -50,6 +50,24 @@ func TestNoLabelComesFromOutside(t *testing.T) {
 	assert.NotContains(t, scrape(t, m), "item/")
 }
 
+// Prometheus sees a counter rise only if it has seen it before.
+func TestRareEventsAreCountedFromZero(t *testing.T) {
+	t.Parallel()
+	text := scrape(t, observe.NewMetrics(func(error) string { return "" }, "redis", "zookeeper"))
+	for _, series := range []string{
+		`fencepost_leases_lost_total{strategy="zookeeper"} 0`,
+		`fencepost_refusals_total{reason="stale_fencing_token",strategy="redis"} 0`,
+		`fencepost_refusals_total{reason="strategy_superseded",strategy="redis"} 0`,
+		`fencepost_refusals_total{reason="fencing_required",strategy="redis"} 0`,
+		`fencepost_reigns_total{event="superseded",scope="inventory",strategy="redis"} 0`,
+		`fencepost_reigns_total{event="epoch_raised",scope="coupons",strategy="redis"} 0`,
+		`fencepost_reigns_total{event="taken_over",scope="own",strategy="zookeeper"} 0`,
+	} {
+		assert.Contains(t, text, series+"\n")
+	}
+	assert.NotContains(t, text, `strategy="redlock"`)
+}
+
 func TestOversold(t *testing.T) {
 	t.Parallel()
 	m := observe.NewMetrics(func(error) string { return "" })
