@@ -2,11 +2,15 @@ package e2e_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -19,23 +23,48 @@ import (
 
 var (
 	browser context.Context
-	profile string // a folder that goes with the browser
+	scratch string // the folder of all that the tests leave behind
 )
+
+// keeper is a shell that removes the folder when the pipe closes that it reads from: at the end of the tests, however they end.
+// A browser that is dying may still write, so it tries again.
+const keeper = `cat; for try in 1 2 3 4 5 6 7 8 9 10; do rm -rf "$0" && exit; sleep 1; done`
+
+// keep makes the folder, and starts its keeper, which Ctrl-C does not reach.
+func keep() (remove func() error, err error) {
+	if scratch, err = os.MkdirTemp("", "fencepost-page-"); err != nil {
+		return nil, err
+	}
+	cmd := exec.Command("sh", "-c", keeper, scratch)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	pipe, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(scratch))
+	}
+	return func() error { return errors.Join(pipe.Close(), cmd.Wait()) }, nil
+}
 
 // TestMain starts one browser for all tests; each test has a tab with a profile of its own.
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		var err error
-		profile, err = os.MkdirTemp("", "fencepost-browser-")
+	os.Exit(func() (code int) {
+		remove, err := keep()
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		defer os.RemoveAll(profile)
+		defer func() {
+			if err := remove(); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				code = 1
+			}
+		}()
 		options := append(chromedp.DefaultExecAllocatorOptions[:],
-			chromedp.UserDataDir(profile),
-			chromedp.Env("TMPDIR="+profile), // what it leaves behind goes with the profile
-			chromedp.NoSandbox,              // as root there is none, and the only pages that it opens are ours
+			chromedp.UserDataDir(filepath.Join(scratch, "profile")),
+			chromedp.Env("TMPDIR="+scratch),
+			chromedp.NoSandbox, // as root there is none, and the only pages that it opens are ours
 			chromedp.Flag("headless", "new"),
 			chromedp.Flag("disable-gpu", true),
 			chromedp.Flag("disable-quic", true),

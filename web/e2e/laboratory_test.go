@@ -26,17 +26,17 @@ func laboratory(t *testing.T) []string {
 
 var stopDemo = func() {}
 
+// watched is a shell that runs a command and ends it when the pipe closes that the shell reads from: when the tests want it, or
+// when they were killed and cannot.
+const watched = `"$0" "$@" </dev/null & cat; kill -TERM $!; wait $!`
+
 var startDemo = sync.OnceValues(func() (urls []string, err error) {
-	folder, err := os.MkdirTemp("", "fencepost-demo-")
-	if err != nil {
-		return nil, err
-	}
-	stopDemo = func() { os.RemoveAll(folder) }
-	binary := filepath.Join(folder, "lab")
+	binary := filepath.Join(scratch, "lab")
 	if output, err := exec.Command("go", "build", "-o", binary, "fencepost/cmd/lab").CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("%w: %s", err, output)
 	}
-	lab := exec.Command(binary, "demo", "--require=postgres,redis,zookeeper")
+	lab := exec.Command("sh", "-c", watched, binary, "demo", "--require=postgres,redis,zookeeper")
+	lab.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	for _, variable := range os.Environ() {
 		if !strings.HasPrefix(variable, "FENCEPOST_") { // it is to have its own servers
 			lab.Env = append(lab.Env, variable)
@@ -48,13 +48,16 @@ var startDemo = sync.OnceValues(func() (urls []string, err error) {
 	if err != nil {
 		return nil, err
 	}
+	in, err := lab.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
 	if err := lab.Start(); err != nil {
 		return nil, err
 	}
 	stopDemo = func() {
-		_ = lab.Process.Signal(syscall.SIGINT)
+		_ = in.Close()
 		_ = lab.Wait()
-		os.RemoveAll(folder)
 	}
 	instance := regexp.MustCompile(`^instance \d+ +(\S+)`)
 	for lines := bufio.NewScanner(out); lines.Scan(); {

@@ -75,7 +75,7 @@ func TestDocs(t *testing.T) {
 
 // buildProduct builds the program once, beside what the browser keeps.
 var buildProduct = sync.OnceValues(func() (string, error) {
-	binary := filepath.Join(profile, "fencepost")
+	binary := filepath.Join(scratch, "fencepost")
 	output, err := exec.Command("go", "build", "-o", binary, "fencepost/cmd/fencepost").CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("%w: %s", err, output)

@@ -121,13 +121,16 @@ export function short(token) {
 }
 
 /**
- * What PostgreSQL was asked when it refused, and with which SQLSTATE it did.
+ * The call by which PostgreSQL refused, and its SQLSTATE. The service sends one statement for all locks of a transaction; for each
+ * it calls lock_row, if PostgreSQL itself is the lock, or present.
  * @param {Entry} e
  */
 export function refusalSQL(e) {
   const state = { stale_fencing_token: 'FP001', strategy_superseded: 'FP002', fencing_required: 'FP005' }[e.reason ?? ''] ?? '';
   const p = e.presented;
-  return `SELECT present('${p?.resource}', '${p?.strategy}', ${p?.epoch}, ${p?.token ?? 'NULL'}, '${p?.grant_id}'); -- ERROR ${state}, 0 rows changed`;
+  const call = p?.strategy === 'postgres' ? `lock_row('${p.resource}', ${p.epoch}, '${p.grant_id}')`
+    : `present('${p?.resource}', '${p?.strategy}', ${p?.epoch}, ${p?.token ?? 'NULL'}, '${p?.grant_id}')`;
+  return `SELECT present_all(…); -- ${call}: ERROR ${state}, 0 rows changed`;
 }
 
 /**
