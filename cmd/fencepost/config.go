@@ -70,7 +70,7 @@ type Config struct {
 
 	ReviewTime time.Duration `env:"FENCEPOST_REVIEW_TIME" default:"0s" help:"How long a simulated fraud check takes while the lock is held, between read and write. For demonstrations; 0 is none."`
 
-	Demo   string `env:"FENCEPOST_DEMO" default:"off" placeholder:"off|on" help:"Whether the page may pause, switch and break things (${default}). On needs FENCEPOST_AUTH=off, and with that a loopback address."`
+	Demo   string `env:"FENCEPOST_DEMO" default:"off" placeholder:"off|on" help:"Whether the page may pause, switch and break things (${default}). On needs FENCEPOST_AUTH=off, and with that a loopback address; there is no way to open it to a network."`
 	LabURL string `name:"lab-url" env:"FENCEPOST_LAB_URL" placeholder:"URL" help:"The laboratory that runs the servers and does the faults of the demonstration."`
 
 	Instances       []string      `env:"FENCEPOST_INSTANCES" placeholder:"URL,URL" help:"Base URLs of all instances: a page that one of them served may call the others."`
@@ -170,7 +170,7 @@ func (c *Config) checkAll() error {
 	_ = c.checkDatabase() // its problems are in c
 	c.checkRange("FENCEPOST_DATABASE_CONNS", c.DatabaseConns, 1, 1000)
 	c.checkOneOf("FENCEPOST_AUTH", c.Auth, "keys", "off")
-	if c.Auth == "off" && !loopback && !c.unreadable("FENCEPOST_LISTEN") {
+	if c.Auth == "off" && c.Demo != "on" && !loopback && !c.unreadable("FENCEPOST_LISTEN") { // checkDemo has its own words
 		c.problem("FENCEPOST_AUTH", "is off and FENCEPOST_LISTEN is %s: anybody could be an admin; set FENCEPOST_AUTH=keys, or listen on 127.0.0.1", c.Listen)
 	}
 
@@ -225,7 +225,7 @@ func (c *Config) checkAll() error {
 	c.checkDuration("FENCEPOST_AUDIT_INTERVAL", c.AuditInterval, 0, 24*time.Hour)
 	c.checkDuration("FENCEPOST_DRAIN_DELAY", c.DrainDelay, 0, time.Minute)
 
-	c.checkDemo()
+	c.checkDemo(loopback)
 	c.Instances = list(strings.Join(c.Instances, ","))
 	for _, u := range c.Instances {
 		c.checkBaseURL("FENCEPOST_INSTANCES", u)
@@ -308,10 +308,15 @@ func (c *Config) checkListen() (loopback bool) {
 	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
 }
 
-// checkDemo keeps the demonstration out of production: where there are keys, nobody may break servers, whoever he is.
-func (c *Config) checkDemo() {
+// checkDemo keeps the demonstration out of production and off the network: where there are keys, nobody may break servers, whoever
+// he is, and where there are none, nobody from elsewhere may.
+func (c *Config) checkDemo(loopback bool) {
 	c.checkOneOf("FENCEPOST_DEMO", c.Demo, "on", "off")
-	if c.Demo == "on" && c.Auth != "off" {
+	switch {
+	case c.Demo != "on":
+	case !loopback && !c.unreadable("FENCEPOST_LISTEN"):
+		c.problem("FENCEPOST_DEMO", "is on and FENCEPOST_LISTEN is %s: whoever reached the page could end processes; set FENCEPOST_DEMO=off, or listen on 127.0.0.1", c.Listen)
+	case c.Auth != "off":
 		c.problem("FENCEPOST_DEMO", "is on and FENCEPOST_AUTH is %s: a demonstration breaks things on purpose; set FENCEPOST_DEMO=off, or FENCEPOST_AUTH=off", c.Auth)
 	}
 	if c.LabURL == "" {
