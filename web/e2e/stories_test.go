@@ -57,6 +57,7 @@ func TestStories(t *testing.T) {
 				require.Equal(t, refusal, p.text("#why-text"))
 				require.Contains(t, p.text("#why-sql"), ", 'redis', 1, 1, '")
 				require.Contains(t, p.text("#why-sql"), "ERROR FP001, 0 rows changed")
+				require.Contains(t, p.text("#curl"), `"stock":1,"lock":{"strategy":"redis","fencing":"enforced"}`)
 				require.Equal(t, "1.1 ✗ at 1.2", evaluate[string](p, `[...document.querySelectorAll('.lanes .refused .tag')].map((e) => e.textContent).join(' ')`))
 				require.Equal(t, 1, evaluate[int](p, `document.querySelectorAll('.lanes .refused .cross').length`))
 				require.Positive(t, evaluate[int](p, `document.querySelectorAll('.lanes .pause').length`))

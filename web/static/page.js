@@ -323,8 +323,9 @@ function drawHonest() {
   setText($('honest'), say.join(' '));
 }
 
+/** The item that is shown, or the one that the form would make. */
 function drawCurl() {
-  const s = settings();
+  const s = player.state.sku ? player.state.settings : settings();
   const sku = player.state.sku || 'chair';
   const auth = key.value ? " \\\n  -H 'Authorization: Bearer …'" : '';
   const json = " \\\n  -H 'Content-Type: application/json'";
