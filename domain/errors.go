@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// The errors that callers can tell apart. Every error that leaves a use case either is one of these (errors.Is) or is a
-// fault of ours.
+// The errors that callers can tell apart. Every error that leaves a use case is one of these (errors.Is), the end of the
+// caller's own context, a *Replay, or a fault of ours.
 var (
 	ErrInvalid           = errors.New("invalid input")
 	ErrNotFound          = errors.New("not found")

@@ -415,6 +415,7 @@ func TestStreamOfARevokedKeyEnds(t *testing.T) {
 				break
 			}
 		}
+		require.NoError(t, s.lines.Err(), "the stream has ended for its reader's impatience")
 		close(stop)
 		w.awaitReaders("0")
 	}

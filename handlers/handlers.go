@@ -1,5 +1,5 @@
 // Package handlers is the HTTP face of Fencepost: it turns requests into calls of the use cases, and their results and
-// errors into JSON. It knows neither locks nor SQL, and it is the only package besides the command that knows echo.
+// errors into JSON. It knows neither locks nor SQL, and it is the only package that knows echo.
 //
 // It promises that a request is read strictly (what it does not understand it refuses, naming the field), that every error
 // is answered as a problem (RFC 9457) from one table, and that no error text of a server or driver reaches a client.

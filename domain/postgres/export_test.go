@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -23,3 +24,12 @@ func AuditIn(ctx context.Context, tx pgx.Tx) ([]domain.AuditRow, error) {
 
 // Plain is what an error of the driver means.
 func Plain(err error) error { return plain(err) }
+
+// Within has windows of another length.
+func (r *Requests) Within(window time.Duration) *Requests {
+	r.window = window
+	return r
+}
+
+// EndLeave lets the time pass in which this instance may use what it has leave for, but does not tell PostgreSQL.
+func (h *Holds) EndLeave(caller string) { h.callers.of(caller).until = time.Now() }

@@ -61,6 +61,7 @@ func (t *turn) giveBack() { <-t.busy }
 type Requests struct {
 	store   *Store
 	limit   int64
+	window  time.Duration
 	callers callers[window]
 }
 
@@ -75,7 +76,9 @@ type window struct {
 const RequestWindow = time.Minute
 
 // Requests returns the bound of limit requests in a RequestWindow for each caller.
-func (s *Store) Requests(limit int64) *Requests { return &Requests{store: s, limit: limit} }
+func (s *Store) Requests(limit int64) *Requests {
+	return &Requests{store: s, limit: limit, window: RequestWindow}
+}
 
 // shares is how many shares a limit has. More mean that less is lost, and that more requests pay.
 const shares = 50
@@ -100,7 +103,7 @@ func (r *Requests) Take(ctx context.Context, caller string) (domain.Quota, error
 				granted = CASE WHEN q.began < excluded.began THEN $3 ELSE greatest(least($3, $2 - q.taken), 0) END,
 				taken = CASE WHEN q.began < excluded.began THEN $3 ELSE greatest(least(q.taken + $3, $2), q.taken) END
 			RETURNING granted, taken, extract(epoch FROM began + $4::interval - statement_timestamp())::float8`,
-			caller, r.limit, max(r.limit/shares, 1), RequestWindow).Scan(&w.left, &taken, &reset)
+			caller, r.limit, max(r.limit/shares, 1), r.window).Scan(&w.left, &taken, &reset)
 		if err != nil {
 			w.left = 0
 			return domain.Quota{}, fmt.Errorf("counting a request: %w", domainError(ctx, err))
@@ -108,7 +111,7 @@ func (r *Requests) Take(ctx context.Context, caller string) (domain.Quota, error
 		w.other = max(r.limit-taken, 0)
 		w.ends = now.Add(time.Duration(reset * float64(time.Second)))
 	}
-	quota := domain.Quota{Limit: r.limit, Window: RequestWindow, Reset: max(w.ends.Sub(now), 0)}
+	quota := domain.Quota{Limit: r.limit, Window: r.window, Reset: max(w.ends.Sub(now), 0)}
 	if w.left == 0 {
 		return quota, &domain.LimitedError{After: quota.Reset}
 	}

@@ -97,6 +97,24 @@ func TestRequestsAreLeased(t *testing.T) {
 	}
 }
 
+// Who has used up a window has the next one.
+func TestRequestsOfTheNextWindow(t *testing.T) {
+	t.Parallel()
+	requests := postgrestest.New(t).Store(t, 1).Requests(3).Within(200 * time.Millisecond)
+	for range 3 {
+		limited := false
+		require.Eventually(t, func() bool {
+			_, err := requests.Take(t.Context(), "shop")
+			if errors.Is(err, domain.ErrRateLimited) {
+				limited = true
+				return false
+			}
+			assert.NoError(t, err)
+			return limited
+		}, time.Minute, time.Millisecond)
+	}
+}
+
 func TestGuesses(t *testing.T) {
 	t.Parallel()
 	db := postgrestest.New(t)
@@ -218,4 +236,51 @@ func TestOpenHolds(t *testing.T) {
 	make200(func(i int, attempt func() error) error { return attempt() })
 	assert.Greater(t, query[int64](t, conn, open), int64(limit), "the negative control")
 	require.NoError(t, bounds[0].Try(t.Context(), domain.Caller{ID: "boss", Admin: true}, func() error { return nil }))
+}
+
+// What may have been made counts as made, also to the instance that does not know.
+func TestHoldsOfUnknownOutcome(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	key := w.item(t, "a", 1000, domain.FencingEnforced)
+	const limit = 5
+	bound := w.db.Store(t, 1).Holds(limit)
+	for n := range 3 * limit {
+		err := bound.Try(t.Context(), shop, func() error {
+			r := reservation(domain.Line{SKU: "a", Quantity: 1})
+			r.CreatedBy = shop.ID
+			require.NoError(t, w.section(t, hold(r), key))
+			return domain.ErrOutcomeUnknown
+		})
+		if n < limit {
+			require.ErrorIs(t, err, domain.ErrOutcomeUnknown)
+		} else {
+			require.ErrorIs(t, err, domain.ErrTooManyHolds)
+		}
+	}
+}
+
+// An instance that has not come to use what it had leave for in time must ask again: others have it by now.
+func TestLeaveThatIsOver(t *testing.T) {
+	t.Parallel()
+	db := postgrestest.New(t)
+	const limit = 100
+	slow, other := db.Store(t, 1).Holds(limit), db.Store(t, 1).Holds(limit)
+	try := func(bound *postgres.Holds, within func() error) error { return bound.Try(t.Context(), shop, within) }
+	nothing := func() error { return domain.ErrOutOfStock }
+	require.ErrorIs(t, try(slow, nothing), domain.ErrOutOfStock) // leaves it with a share
+	conn := postgrestest.Connect(t, db.ServiceURL)
+	_, err := conn.Exec(t.Context(), `DELETE FROM hold_leases`) // its term is over
+	require.NoError(t, err)
+	slow.EndLeave(shop.ID)
+	// The other takes all there is, and while he is at it there is nothing left for the slow one.
+	var nested func(n int) error
+	nested = func(n int) error {
+		if n == 0 {
+			require.ErrorIs(t, try(slow, nothing), domain.ErrTooManyHolds)
+			return domain.ErrOutOfStock
+		}
+		return try(other, func() error { return nested(n - 1) })
+	}
+	require.ErrorIs(t, nested(limit), domain.ErrOutOfStock)
 }

@@ -1,8 +1,8 @@
 // Package postgres is the store: the SQL of the use cases beside the functions that need it, and the transactions in which
 // grants are presented to the fence.
 //
-// It promises that a transaction presents every grant before its first read, that what fn put is written or not written as
-// a whole, that a section uses one connection and never waits for a second one, and that an error says whether something
+// It promises that a transaction presents every grant before its first read, that what a section has put is written or not
+// written as a whole, that a section uses one connection and never waits for a second one, and that an error says whether something
 // was written. SQLSTATEs and driver errors stop here: what leaves is an error of package domain or a fault of ours.
 package postgres
 

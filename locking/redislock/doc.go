@@ -1,12 +1,12 @@
 // Package redislock is two strategies: redis, a lease on one Redis, which may be a server, the master that Sentinels name, or
 // a Cluster; and redlock, a lease on a majority of several independent servers, its nodes.
 //
-// Both promise that a token is issued with the lock and never again, that a lock is released and extended only by the grant
-// that took it, and that a waiter costs the servers nothing while the lock is held: it is woken by the release, or by the end
-// of the term if the holder is gone. (With redlock, waiters that come from several instances at once may each take a part of
-// the nodes. Nobody has the lock then, and each tries again after a short random pause.) They do not promise that a holder
-// still has the lock when it thinks so: Redis expires keys by its wall clock, and a failover or a flush forgets them. The
-// fence in PostgreSQL is there for that.
+// Both promise that a token is issued with the lock and, while the servers keep what they are told, never again, that a lock is
+// released and extended only by the grant that took it, and that a waiter costs the servers nothing while the lock is held: it
+// is woken by the release, or by the end of the term if the holder is gone. (With redlock, waiters that come from several
+// instances at once may each take a part of the nodes. Nobody has the lock then, and each tries again after a short random
+// pause.) They do not promise that a holder still has the lock when it thinks so: Redis expires keys by its wall clock, and a
+// failover or a flush forgets them. The fence in PostgreSQL is there for that.
 //
 // # The token of redlock
 //

@@ -1,7 +1,7 @@
 // Package postgrestest gives each test a database of its own. The schema is migrated once per process into a template;
 // each test gets a copy, and the copy is dropped when the test ends. It is for tests alone.
 //
-// A proxy lets a test strike at a chosen message between a client and the server.
+// With NewProxy a test can strike at a chosen message between a client and the server.
 //
 // It needs FENCEPOST_OWNER_URL and FENCEPOST_DATABASE_URL, as 'lab exec' sets them, and an owner who may create databases.
 package postgrestest
