@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,6 +19,7 @@ type benchCmd struct {
 	Clients    []int         `default:"1,16,64,256" placeholder:"N,N" help:"Clients at the same time on the hot item with one instance (${default})."`
 	Rounds     int           `default:"3" placeholder:"N" help:"How often each measurement is made (${default})."`
 	Duration   time.Duration `default:"4s" placeholder:"DURATION" help:"How long each measurement takes, after a warm-up of a quarter of it (${default})."`
+	Only       []string      `sep:"none" placeholder:"TEXT" help:"Measure only scenarios that have this in their name, for example '1 client,'. May be given again."`
 	Stored     []int         `placeholder:"N,N" help:"Measure as well with so many reservations stored before, for example 1000000,10000000. Ten million take about ten gigabytes and some minutes."`
 	Quick      bool          `help:"See that the benchmark works: one round of 300ms with few clients, of the strategy redis and its closest peer. Its figures say nothing."`
 	JSON       string        `name:"json" type:"path" placeholder:"FILE" help:"Write everything that was measured to this file."`
@@ -64,6 +66,14 @@ func (c *benchCmd) Validate() error {
 		grown := hot
 		grown.Growth, grown.Stored = true, 1000
 		c.scenarios = []bench.Scenario{hot, grown}
+	}
+	if c.Only != nil {
+		c.scenarios = slices.DeleteFunc(c.scenarios, func(s bench.Scenario) bool {
+			return !slices.ContainsFunc(c.Only, func(text string) bool { return strings.Contains(s.String(), text) })
+		})
+	}
+	if len(c.scenarios) == 0 {
+		return fmt.Errorf("--only %q fits no scenario; their names are like %q", strings.Join(c.Only, `" or "`), bench.Scenario{Clients: 64, Items: 1, Instances: 2})
 	}
 	var err error
 	c.contenders, err = bench.Find(c.Contenders)

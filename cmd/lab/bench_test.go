@@ -66,12 +66,17 @@ func TestBenchFlags(t *testing.T) {
 	assert.Len(t, c.scenarios, 5+2*3, "many and few items, with none, a million and ten million stored")
 	assert.Equal(t, time.Second, c.Duration)
 
+	c, err = read("--only=1 client,", "--only=2 instances")
+	require.NoError(t, err)
+	assert.Len(t, c.scenarios, 2)
+
 	for flag, says := range map[string]string{
 		"--contenders=memcached": `"memcached" is no contender`,
 		"--clients=0":            "--clients must be",
 		"--clients=1,5000":       "--clients must be",
 		"--stored=1":             "--stored must be",
 		"--stored=-1000":         "--stored must be",
+		"--only=nothing":         "fits no scenario",
 		"--rounds=0":             "--rounds must be",
 		"--duration=1ms":         "--duration must be",
 	} {
