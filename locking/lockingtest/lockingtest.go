@@ -113,8 +113,8 @@ type world struct {
 func newWorld(t *testing.T, row strategies.Strategy, config strategies.Config, instance Instance) *world {
 	config.LeaseTTL = longTerm
 	config.Log = slog.New(slog.DiscardHandler)
-	db := postgrestest.New(t)
-	return &world{t: t, row: row, config: config, instance: instance, db: db, observer: postgrestest.Connect(t, db.OwnerURL)}
+	db, owner := postgrestest.Reused(t)
+	return &world{t: t, row: row, config: config, instance: instance, db: db, observer: owner}
 }
 
 // node is an instance.

@@ -1,5 +1,5 @@
 // Package postgrestest gives each test a database of its own. The schema is migrated once per process into a template;
-// each test gets a copy, and the copy is dropped when the test ends. It is for tests alone.
+// each test gets a copy, and the copy is dropped when the test ends, or emptied for the next one. It is for tests alone.
 //
 // With NewProxy a test can strike at a chosen message between a client and the server.
 //
@@ -29,6 +29,7 @@ import (
 type Database struct {
 	OwnerURL   string
 	ServiceURL string
+	name       string
 }
 
 // New makes a database for the test.
@@ -91,27 +92,38 @@ var migrated = sync.OnceValues(func() (template string, err error) {
 
 func create(tb testing.TB, template string) Database {
 	tb.Helper()
-	owner := os.Getenv("FENCEPOST_OWNER_URL")
-	name := "fencepost_test_" + strings.ReplaceAll(uuid.NewString(), "-", "")
-	exec(tb, owner, `CREATE DATABASE `+name+` TEMPLATE `+template)
+	d, err := copyOf(tb.Context(), template)
+	require.NoError(tb, err)
 	// Not WITH (FORCE), which an owner may not use on the service's sessions. PostgreSQL waits some seconds for sessions that
 	// are just ending; a test that has left one open fails here.
-	tb.Cleanup(func() { exec(tb, owner, `DROP DATABASE `+name) })
-	return Database{
-		OwnerURL:   withDatabase(owner, name),
-		ServiceURL: withDatabase(os.Getenv("FENCEPOST_DATABASE_URL"), name),
-	}
+	tb.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), time.Minute)
+		defer cancel()
+		require.NoError(tb, execute(ctx, `DROP DATABASE `+d.name))
+	})
+	return d
 }
 
-func exec(tb testing.TB, url, sql string) {
-	tb.Helper()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), time.Minute)
+func copyOf(ctx context.Context, template string) (Database, error) {
+	name := "fencepost_test_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, url)
-	require.NoError(tb, err)
+	return Database{
+		name:       name,
+		OwnerURL:   withDatabase(os.Getenv("FENCEPOST_OWNER_URL"), name),
+		ServiceURL: withDatabase(os.Getenv("FENCEPOST_DATABASE_URL"), name),
+	}, execute(ctx, `CREATE DATABASE `+name+` TEMPLATE `+template)
+}
+
+// execute runs a statement as the owner, in the database that the URL names.
+func execute(ctx context.Context, sql string) error {
+	conn, err := pgx.Connect(ctx, os.Getenv("FENCEPOST_OWNER_URL"))
+	if err != nil {
+		return err
+	}
 	defer conn.Close(ctx)
 	_, err = conn.Exec(ctx, sql)
-	require.NoError(tb, err)
+	return err
 }
 
 func withDatabase(raw, name string) string {
