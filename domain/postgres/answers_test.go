@@ -168,6 +168,35 @@ func TestTwinsCreate(t *testing.T) {
 	require.ErrorIs(t, err, domain.ErrKeyReused)
 }
 
+// A code that the service makes is another one in each twin, so they have no resource to meet at. One coupon is made all the same.
+func TestTwinsMakeCodes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	store := w.db.Store(t, 4)
+	const rounds = 25
+	for round := range rounds {
+		var group sync.WaitGroup
+		outcomes := make([]error, 4)
+		for i := range outcomes {
+			group.Go(func() {
+				_, outcomes[i] = store.CreateCoupon(t.Context(), domain.Coupon{Code: fmt.Sprint("code-", round, "-", i), MaxRedemptions: 1},
+					domain.LockSpec{Fencing: domain.FencingEnforced}, once("c", fmt.Sprint("key-", round), "r"))
+			})
+		}
+		group.Wait()
+		done := 0
+		for _, err := range outcomes {
+			if err == nil {
+				done++
+			} else {
+				assert.Equal(t, 201, answerOf(t, err).Status)
+			}
+		}
+		require.Equal(t, 1, done)
+	}
+	assert.EqualValues(t, rounds, query[int64](t, postgrestest.Connect(t, w.db.ServiceURL), `SELECT count(*) FROM coupons`))
+}
+
 // A client that sends one key with two requests at once, for two resources, makes a mistake that nothing can stop. Each of the
 // two keeps its own answer, and a third is told of the mistake.
 func TestKeyOnTwoResources(t *testing.T) {
