@@ -186,10 +186,13 @@ func (m *memory) CreateItem(_ context.Context, i domain.Item, _ domain.LockSpec,
 	})
 }
 
-func (m *memory) CreateCoupon(_ context.Context, c domain.Coupon, _ domain.LockSpec, _ *domain.Once) (domain.CouponView, error) {
+func (m *memory) CreateCoupon(_ context.Context, c domain.Coupon, _ domain.LockSpec, once *domain.Once) (domain.CouponView, error) {
 	m.made++
-	m.coupons[c.Code] = c
-	return domain.CouponView{Coupon: c, Fence: fence}, nil
+	view := domain.CouponView{Coupon: c, Fence: fence}
+	return view, m.once(once, func() (any, error) {
+		m.coupons[c.Code] = c
+		return view, nil
+	})
 }
 
 var audited = map[domain.Key]domain.AuditRow{

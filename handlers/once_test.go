@@ -3,9 +3,12 @@ package handlers_test
 import (
 	"fmt"
 	"net/http"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -18,16 +21,25 @@ const idempotencyKey = "Idempotency-Key"
 // Every POST with a key is carried out once and answered alike however often it is sent, byte for byte.
 func TestRetriesAreReplayed(t *testing.T) {
 	t.Parallel()
-	for _, c := range []struct{ path, body string }{
+	tests := []struct{ path, body string }{
 		{"/v1/items", `{"sku": "bulb", "name": "Bulb", "stock": 1}`},
 		{"/v1/items/lamp/restocks", `{"quantity": 1}`},
 		{"/v1/items/lamp/reservations", `{"quantity": 1}`},
 		{"/v1/items/lamp/reservations", `{"quantity": 11}`}, // more than there is: a refusal is an answer, too
+		{"/v1/orders", `{"lines": [{"sku": "lamp", "quantity": 1}], "coupon": "TEN", "customer_id": "c"}`},
 		{"/v1/reservations/rsv_1/confirm", ``},
 		{"/v1/reservations/rsv_1/release", ``},
+		{"/v1/coupons", `{"max_redemptions": 1}`}, // whose code is made, and must not be made again
 		{"/v1/coupons/TEN/redemptions", `{"customer_id": "c"}`},
 		{"/v1/redemptions/rdm_1/rollback", ``},
-	} {
+	}
+	operations(func(route string, _ *openapi3.Operation) {
+		method, path, _ := strings.Cut(route, " ")
+		pattern := regexp.MustCompile("^" + regexp.MustCompile(`:[a-z]+`).ReplaceAllString(path, "[^/]+") + "$")
+		assert.True(t, method != http.MethodPost || slices.ContainsFunc(tests, func(c struct{ path, body string }) bool { return pattern.MatchString(c.path) }),
+			"%s is not among the tests", route)
+	})
+	for _, c := range tests {
 		t.Run(c.path, func(t *testing.T) {
 			t.Parallel()
 			m := newMemory()
@@ -37,9 +49,12 @@ func TestRetriesAreReplayed(t *testing.T) {
 			first := call(h, http.MethodPost, c.path, c.body, idempotencyKey, "order-4711")
 			require.Less(t, first.Code, 500, first.Body)
 			require.Empty(t, first.Header().Get("Idempotent-Replayed"))
-			require.Equal(t, c.path != "/v1/items", first.Header().Get("Fencepost-Token") == "3.7")
-			made := len(m.items)
-			stock := m.items["lamp"]
+			creates := c.path == "/v1/items" || c.path == "/v1/coupons"
+			require.Equal(t, !creates, first.Header().Get("Fencepost-Token") == "3.7")
+			rows := func() []int {
+				return []int{len(m.items), len(m.coupons), len(m.reservations), len(m.redemptions)}
+			}
+			made, stock, coupon := rows(), m.items["lamp"], m.coupons["TEN"]
 			for range 3 {
 				again := call(h, http.MethodPost, c.path, c.body, idempotencyKey, "order-4711")
 				assert.Equal(t, "true", again.Header().Get("Idempotent-Replayed"))
@@ -52,7 +67,8 @@ func TestRetriesAreReplayed(t *testing.T) {
 				}
 			}
 			assert.Equal(t, stock, m.items["lamp"], "it happened once")
-			assert.Len(t, m.items, made)
+			assert.Equal(t, coupon, m.coupons["TEN"])
+			assert.Equal(t, made, rows())
 		})
 	}
 }

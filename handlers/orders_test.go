@@ -76,6 +76,12 @@ func TestOrdersThatAreRefused(t *testing.T) {
 		assert.Equal(t, "invalid", p.Code, body)
 		assert.Equal(t, field, p.Field, body)
 	}
+	for _, n := range []string{"-1", "101", "1.5", "1.0", "1e2", "1e400", "9223372036854775807", "9223372036854775808", "-9223372036854775809", "18446744073709551617"} {
+		m := newMemory()
+		p := problemOf(t, call(newHandler(m), "POST", "/v1/orders", `{"lines":[{"sku":"lamp","quantity":1},{"sku":"lamp","quantity":`+n+`}]}`))
+		assert.Equal(t, "lines[1].quantity", p.Field, n)
+		assert.Zero(t, m.sections, n)
+	}
 }
 
 // An order is another way to hold units and to try a code, and is bounded like those.

@@ -87,7 +87,8 @@ func TestHostileText(t *testing.T) {
 	require.Equal(t, 201, status, answer)
 	status, answer = i.call(t, "POST", "/v1/coupons", `{"code":"TEN","max_redemptions":1000}`)
 	require.Equal(t, 201, status, answer)
-	for _, text := range hostile {
+	withKeys := start(t, map[string]string{"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_DRAIN_DELAY": "0s"})
+	for n, text := range hostile {
 		path := url.PathEscape(text)
 		// Where a name is expected, it is refused, and nothing has changed.
 		before := contents(t, owner)
@@ -95,7 +96,11 @@ func TestHostileText(t *testing.T) {
 			{"POST", "/v1/items", `{"sku":` + quoted(text) + `,"name":"a","stock":1}`},
 			{"POST", "/v1/items", `{"sku":"b","name":"a","stock":1,"lock":{"strategy":` + quoted(text) + `}}`},
 			{"POST", "/v1/items", `{"sku":"b","name":"a","stock":1,"lock":{"fencing":` + quoted(text) + `}}`},
-			{"POST", "/v1/coupons", `{"code":` + quoted(text) + `,"max_redemptions":1,"lock":{"strategy":"x"}}`},
+			{"POST", "/v1/items", `{` + quoted(text) + `:1,"sku":"b","name":"a","stock":1}`},
+			{"POST", "/v1/orders", `{"lines":[{"sku":"lamp","quantity":1},{"sku":` + quoted(text) + `,"quantity":1}]}`},
+			{"POST", "/v1/orders", `{"lines":[{"sku":"lamp","quantity":1}],"customer_id":"c","coupon":` + quoted(text) + `}`},
+			{"POST", "/v1/coupons", `{"code":` + quoted(text) + `,"max_redemptions":1}`},
+			{"POST", "/v1/coupons", `{"code":"b","max_redemptions":1,"lock":{"strategy":` + quoted(text) + `}}`},
 			{"POST", "/v1/coupons", `{"code":"b","max_redemptions":1,"valid_from":` + quoted(text) + `}`},
 			{"POST", "/v1/coupons/TEN/redemptions", `{"customer_id":"c","reservation_id":` + quoted(text) + `}`},
 			{"POST", "/v1/items/" + path + "/reservations", `{"quantity":1}`},
@@ -108,10 +113,31 @@ func TestHostileText(t *testing.T) {
 			{"GET", "/v1/coupons/" + path, ""},
 			{"GET", "/v1/reservations/rsv_" + path, ""},
 			{"GET", "/v1/audit?resource=item/" + url.QueryEscape(text), ""},
+			{"GET", "/v1/items?limit=" + url.QueryEscape(text), ""},
+			{"GET", "/v1/items?" + url.QueryEscape(text) + "=1", ""},
 		} {
 			status, answer := i.call(t, request[0], request[1], request[2])
 			assert.True(t, status >= 400 && status < 500, "%v: %d %s", request, status, answer)
 			assert.NotContains(t, answer, "SQLSTATE")
+		}
+		for _, authorization := range []string{text, "Bearer " + text, "Bearer fp_" + text} {
+			status, answer := withKeys.call(t, "GET", "/v1/items", "", "Authorization", authorization)
+			assert.Equal(t, 401, status, "%s: %s", authorization, answer)
+		}
+		// Where a place in a list is expected, or something to compare with, it is none.
+		for _, request := range [][4]string{
+			{"GET", "/v1/items?cursor=" + url.QueryEscape(text), "X-Request-Id", text},
+			{"GET", "/v1/audit?cursor=" + url.QueryEscape(text), "Origin", text},
+			{"GET", "/v1/items/lamp", "If-None-Match", text},
+			{"HEAD", "/v1/events", "Last-Event-ID", text},
+		} {
+			status, answer := i.call(t, request[0], request[1], "", request[2], request[3])
+			assert.Less(t, status, 500, "%v: %s", request, answer)
+			assert.NotContains(t, answer, "SQLSTATE")
+		}
+		for _, header := range []string{text, `"` + text + `"`} {
+			status, answer := i.call(t, "POST", "/v1/items/lamp/restocks", `{"quantity":1}`, "If-Match", header)
+			assert.True(t, status >= 400 && status < 500 || header == "*", "%s: %d %s", header, status, answer)
 		}
 		assert.True(t, before == contents(t, owner), "%s has changed something", text)
 		// Where text is free, it is stored as it is.
@@ -124,6 +150,16 @@ func TestHostileText(t *testing.T) {
 		assert.Equal(t, text, stored.CustomerID)
 		status, answer = i.call(t, "POST", "/v1/coupons/TEN/redemptions", `{"customer_id":`+quoted(text)+`}`)
 		require.Equal(t, 201, status, answer)
+		status, answer = i.call(t, "POST", "/v1/orders", `{"lines":[{"sku":"lamp","quantity":1}],"coupon":"TEN","customer_id":`+quoted(text)+`}`)
+		require.Equal(t, 201, status, answer)
+		status, answer = i.call(t, "POST", "/v1/items", fmt.Sprintf(`{"sku":"named-%d","name":%s,"stock":1}`, n, quoted(text)))
+		require.Equal(t, 201, status, answer)
+		var named struct{ Name string }
+		_, answer = i.call(t, "GET", fmt.Sprintf("/v1/items/named-%d", n), "")
+		require.NoError(t, json.Unmarshal([]byte(answer), &named))
+		assert.Equal(t, text, named.Name)
+		status, answer = i.call(t, "POST", "/v1/items/lamp/reservations", `{"quantity":1}`, "Idempotency-Key", "a-key-"+text)
+		assert.True(t, status == 201 || status == 422, "%s: %d %s", text, status, answer)
 	}
 	code, _, stderr := runIn(t, map[string]string{"FENCEPOST_DATABASE_URL": db.ServiceURL}, "audit")
 	assert.Equal(t, exitOK, code, stderr)

@@ -38,6 +38,7 @@ func soaked(n int) int {
 
 // shop is instances of the service in this process: each has its own connections and its own clients of the lock servers.
 type shop struct {
+	db        postgrestest.Database
 	instances []*shopInstance
 	items     []string // of each strategy that fences in turn
 	coupon    string
@@ -51,7 +52,7 @@ type shopInstance struct {
 func newShop(t *testing.T, instances, items int, stock int64) *shop {
 	t.Helper()
 	db, log := postgrestest.New(t), slog.New(slog.DiscardHandler)
-	s := &shop{coupon: uuid.NewString()[:32]}
+	s := &shop{db: db, coupon: uuid.NewString()[:32]}
 	for range instances {
 		backends, err := strategies.Open(strategies.Config{
 			RedisURL:         os.Getenv("FENCEPOST_REDIS_URL"),

@@ -172,6 +172,9 @@ func TestMetricsAgreeWithTheDatabase(t *testing.T) {
 		m = i.metrics(t)
 		return m[`fencepost_oversold_units{fencing="off"}`] == 4 && m[`fencepost_drift_units{fencing="off"}`] == 5
 	}, 20*time.Second, 10*time.Millisecond)
+	assert.EqualValues(t, 1, m[`fencepost_off_resources{fencing="off"}`])
+	assert.Contains(t, m, `fencepost_off_resources{fencing="enforced"}`)
+	assert.Zero(t, m[`fencepost_off_resources{fencing="enforced"}`])
 	assert.Contains(t, m, `fencepost_oversold_units{fencing="enforced"}`)
 	assert.Zero(t, m[`fencepost_oversold_units{fencing="enforced"}`])
 
@@ -190,6 +193,9 @@ func TestMetricsAgreeWithTheDatabase(t *testing.T) {
 	assert.Equal(t, count(t, db, `SELECT count(*) FROM refusals WHERE reason = 'stale_fencing_token'`),
 		m[`fencepost_refusals_total{reason="stale_fencing_token",strategy="redis"}`])
 	assert.Equal(t, sections, m[`fencepost_lock_wait_seconds_count{strategy="redis"}`])
+	assert.Equal(t, sold+refused, m[`fencepost_batch_sections_sum{strategy="redis"}`], "what was refused was in a batch, too")
+	assert.Positive(t, m[`fencepost_batch_sections_count{strategy="redis"}`])
+	assert.Positive(t, m[`fencepost_lock_acquire_seconds_count{strategy="redis"}`])
 	assert.Positive(t, m[`fencepost_lock_hold_seconds_count{strategy="redis"}`])
 	assert.LessOrEqual(t, m[`fencepost_lock_hold_seconds_count{strategy="redis"}`], sections+1, "a batch holds the lock once; one was refused")
 	assert.Equal(t, count(t, db, `SELECT epoch FROM authorities WHERE scope = 'inventory'`), m[`fencepost_epoch{scope="inventory"}`])
@@ -205,6 +211,16 @@ func TestMetricsAgreeWithTheDatabase(t *testing.T) {
 	for _, name := range []string{"go_goroutines", "process_resident_memory_bytes", "process_open_fds"} {
 		assert.Positive(t, m[name], name)
 	}
+
+	// By hand, as the owner. The guard has to be switched off for that.
+	for _, sql := range []string{`ALTER TABLE items DISABLE TRIGGER guard_row`, `UPDATE items SET on_hand = on_hand + 3 WHERE resource = 'item/` + sku + `'`} {
+		_, err := db.Exec(t.Context(), sql)
+		require.NoError(t, err)
+	}
+	require.Eventually(t, func() bool {
+		m = i.metrics(t)
+		return m[`fencepost_off_resources{fencing="enforced"}`] == 1 && m[`fencepost_drift_units{fencing="enforced"}`] == 3
+	}, 2*time.Minute, 50*time.Millisecond, "the audit goes on, with pauses of twenty times what it takes")
 }
 
 // A lease that is taken away while its holder is at work.

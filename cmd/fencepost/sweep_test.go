@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -128,6 +130,44 @@ func TestSweepWithoutDatabase(t *testing.T) {
 	sweeper.sweep(t.Context())
 	assert.Equal(t, domain.Expired, s.state(t, id))
 	assert.False(t, sweeper.failing)
+}
+
+// Answers are thrown away when they are old, beside the sweep. A late retry is told so, and buys nothing.
+func TestSweepThrowsOldAnswersAway(t *testing.T) {
+	t.Parallel()
+	s := newShop(t, 2, 1, 10)
+	buy := func() (answer domain.Answer, replayed bool) {
+		once := &domain.Once{Caller: "buyer", Key: "the-key", Encode: func(any, error) domain.Answer {
+			return domain.Answer{Status: 201, Location: "/there", Body: []byte("done")}
+		}}
+		_, _, err := s.instances[1].Reserve(t.Context(), domain.Caller{ID: "buyer"}, domain.NewReservation{SKU: s.items[0], Quantity: 1}, once)
+		if replay, ok := errors.AsType[*domain.Replay](err); ok {
+			return replay.Answer, true
+		}
+		require.NoError(t, err)
+		return domain.Answer{}, false
+	}
+	_, replayed := buy()
+	require.False(t, replayed)
+
+	sweeper, clock, warnings := sweeping(s.instances[0]) // which throws away what is older than an hour
+	sweeper.purgeAnswers(t.Context())
+	answer, _ := buy()
+	assert.Equal(t, "done", string(answer.Body), "it is not old yet")
+	sweeper.answerTTL = 0
+	*clock = clock.Add(purgePause)
+	ctx, cancel := context.WithCancel(t.Context())
+	var sweep sync.WaitGroup
+	sweep.Go(func() { sweeper.run(ctx) })
+	require.Eventually(t, func() bool { answer, replayed = buy(); return answer.Body == nil }, time.Minute, 10*time.Millisecond)
+	cancel()
+	sweep.Wait()
+	assert.True(t, replayed)
+	assert.Equal(t, "/there", answer.Location)
+	assert.Zero(t, warnings())
+	audit, ok := s.audit(t)
+	assert.True(t, ok, "%+v", audit)
+	assert.EqualValues(t, 1, count(t, postgrestest.Connect(t, s.db.OwnerURL), `SELECT count(*) FROM reservation_lines`), "it was bought once")
 }
 
 func TestSweepPause(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -168,6 +169,35 @@ func TestTwinsCreate(t *testing.T) {
 	require.ErrorIs(t, err, domain.ErrKeyReused)
 }
 
+// A code that the service makes is another one in each twin, so they have no resource to meet at. One coupon is made all the same.
+func TestTwinsMakeCodes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	store := w.db.Store(t, 4)
+	const rounds = 25
+	for round := range rounds {
+		var group sync.WaitGroup
+		outcomes := make([]error, 4)
+		for i := range outcomes {
+			group.Go(func() {
+				_, outcomes[i] = store.CreateCoupon(t.Context(), domain.Coupon{Code: fmt.Sprint("code-", round, "-", i), MaxRedemptions: 1},
+					domain.LockSpec{Fencing: domain.FencingEnforced}, once("c", fmt.Sprint("key-", round), "r"))
+			})
+		}
+		group.Wait()
+		done := 0
+		for _, err := range outcomes {
+			if err == nil {
+				done++
+			} else {
+				assert.Equal(t, 201, answerOf(t, err).Status)
+			}
+		}
+		require.Equal(t, 1, done)
+	}
+	assert.EqualValues(t, rounds, query[int64](t, postgrestest.Connect(t, w.db.ServiceURL), `SELECT count(*) FROM coupons`))
+}
+
 // A client that sends one key with two requests at once, for two resources, makes a mistake that nothing can stop. Each of the
 // two keeps its own answer, and a third is told of the mistake.
 func TestKeyOnTwoResources(t *testing.T) {
@@ -250,26 +280,60 @@ func TestCommitsAreCut(t *testing.T) {
 	}
 	key := w.item(t, "a", 1_000_000, domain.FencingEnforced)
 	p, store := throughProxy(t, w)
+	// Each of these is another way to a COMMIT: work, a refusal that is kept, and something new. They return what they came to.
+	requests := map[string]func(*postgres.Store, *domain.Once) (location string, err error){
+		"buy": func(store *postgres.Store, o *domain.Once) (string, error) {
+			section := buy(o, "a", 1)
+			_, outcomes, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, false, func() []domain.Section { return []domain.Section{section} })
+			if err != nil {
+				return "", err
+			}
+			return fmt.Sprint("/", section.Result()), outcomes[0]
+		},
+		"want too much": func(store *postgres.Store, o *domain.Once) (string, error) {
+			_, outcomes, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, false,
+				func() []domain.Section { return []domain.Section{buy(o, "a", 2_000_000)} })
+			if err != nil {
+				return "", err
+			}
+			return "", outcomes[0]
+		},
+		"create": func(store *postgres.Store, o *domain.Once) (string, error) {
+			view, err := store.CreateItem(t.Context(), domain.Item{SKU: o.Key, Name: "A"}, domain.LockSpec{Fencing: domain.FencingEnforced}, o)
+			return fmt.Sprint("/", view), err
+		},
+	}
 	for i := range rounds {
 		for _, cut := range []int32{beforeCommit, afterCommit} {
-			request := fmt.Sprint("request-", i, "-", cut)
-			section := buy(once("c", request, request), "a", 1)
-			p.cut.Store(cut)
-			_, outcomes, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, false, func() []domain.Section { return []domain.Section{section} })
-			require.Equal(t, nowhere, p.cut.Load(), "the cut has happened")
-			retry := w.run(t, buy(once("c", request, request), "a", 1))[0]
-			if cut == beforeCommit {
-				require.ErrorIs(t, err, domain.ErrUnavailable)
-				require.NotErrorIs(t, err, domain.ErrOutcomeUnknown)
-				require.NoError(t, retry, "nothing was written, so the retry does it")
-				continue
+			for what, send := range requests {
+				request := strings.ReplaceAll(fmt.Sprint(what, " ", i, " ", cut), " ", "-")
+				p.cut.Store(cut)
+				location, err := send(store, once("c", request, request))
+				require.Equal(t, nowhere, p.cut.Load(), "the cut has happened")
+				again, retry := send(w.store, once("c", request, request))
+				outcome := retry // where nothing was written, the retry is the first
+				if cut == beforeCommit {
+					require.ErrorIs(t, err, domain.ErrUnavailable, what)
+					require.NotErrorIs(t, err, domain.ErrOutcomeUnknown, what)
+				} else {
+					outcome = err
+					answer := answerOf(t, retry)
+					require.Equal(t, location, answer.Location, what)
+					require.Equal(t, what == "want too much", answer.Status == 409, what)
+				}
+				if what == "want too much" {
+					require.ErrorIs(t, outcome, domain.ErrOutOfStock)
+					continue
+				}
+				require.NoError(t, outcome, what)
+				if cut == beforeCommit {
+					require.Equal(t, again, answerOf(t, func() error { _, err := send(w.store, once("c", request, request)); return err }()).Location)
+				}
 			}
-			require.NoError(t, err)
-			require.NoError(t, outcomes[0])
-			require.Equal(t, fmt.Sprint("/", section.Result()), answerOf(t, retry).Location, "it was written, so the retry is told where")
 		}
 	}
 	audit := w.audit(t, key)
 	assert.EqualValues(t, 2*rounds, audit.Held)
 	assert.True(t, audit.OK())
+	assert.EqualValues(t, 1+2*rounds, query[int64](t, postgrestest.Connect(t, w.db.ServiceURL), `SELECT count(*) FROM items`))
 }

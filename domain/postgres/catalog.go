@@ -154,7 +154,7 @@ func redemptions(rows pgx.Rows) ([]domain.Redemption, error) {
 // CreateItem makes the item, its fence and its first ledger entry.
 func (s *Store) CreateItem(ctx context.Context, item domain.Item, lock domain.LockSpec, once *domain.Once) (view domain.ItemView, err error) {
 	key := domain.ItemKey(item.SKU)
-	err = s.create(ctx, key, lock, once, item.OnHand, func(batch *pgx.Batch) {
+	err = s.create(ctx, key, key, lock, once, item.OnHand, func(batch *pgx.Batch) {
 		batch.Queue(`INSERT INTO items (resource, name, on_hand, reserved, sold) VALUES ($1, $2, $3, 0, 0)`, key, item.Name, item.OnHand)
 	}, func(q querier) (any, error) {
 		view, err = itemView(ctx, q, item.SKU)
@@ -166,7 +166,7 @@ func (s *Store) CreateItem(ctx context.Context, item domain.Item, lock domain.Lo
 // CreateCoupon makes the coupon, its fence and its first ledger entry.
 func (s *Store) CreateCoupon(ctx context.Context, c domain.Coupon, lock domain.LockSpec, once *domain.Once) (view domain.CouponView, err error) {
 	key := domain.CouponKey(c.Code)
-	err = s.create(ctx, key, lock, once, 0, func(batch *pgx.Batch) {
+	err = s.create(ctx, key, codesToBe, lock, once, 0, func(batch *pgx.Batch) {
 		batch.Queue(`
 			INSERT INTO coupons (resource, max_redemptions, per_customer_limit, valid_from, valid_until, redeemed)
 			VALUES ($1, $2, NULLIF($3::bigint, 0), $4, $5, 0)`,
@@ -178,10 +178,14 @@ func (s *Store) CreateCoupon(ctx context.Context, c domain.Coupon, lock domain.L
 	return view, err
 }
 
+// codesToBe has the answers to all who made coupons. Where the service makes the code, twins of one request come with a code
+// each, and meet at nothing but the primary key of their answers: so that must not be the code's.
+const codesToBe = domain.Key(domain.KindCoupon) + "/"
+
 // create needs no lock: nobody can hold one for what does not exist, and the fence's primary key lets one creator win. What
 // was made is read back before the COMMIT, so that nothing can fail after it. A twin of the same request that has won
-// meanwhile has left its answer.
-func (s *Store) create(ctx context.Context, key domain.Key, lock domain.LockSpec, once *domain.Once, stock int64,
+// meanwhile has left its answer, under the key that answers says.
+func (s *Store) create(ctx context.Context, key, answers domain.Key, lock domain.LockSpec, once *domain.Once, stock int64,
 	insert func(*pgx.Batch), readBack func(querier) (any, error),
 ) error {
 	gather := func() (wanted reads) {
@@ -213,7 +217,7 @@ func (s *Store) create(ctx context.Context, key domain.Key, lock domain.LockSpec
 			}
 			view, err := readBack(t.conn)
 			if err == nil && once != nil {
-				t.answer(key, once, once.Encode(view, nil))
+				t.answer(answers, once, once.Encode(view, nil))
 			}
 			return err
 		})

@@ -62,6 +62,26 @@ func TestKeys(t *testing.T) {
 	assert.False(t, found)
 }
 
+// A key is found by the beginning of its digest. That it is the same key is decided by the whole.
+func TestKeysWithDigestsThatBeginAlike(t *testing.T) {
+	t.Parallel()
+	db := postgrestest.New(t)
+	store := db.Store(t, 1)
+	id, shop, err := store.Keys().Create(t.Context(), "shop", postgres.RoleClient)
+	require.NoError(t, err)
+	owner := postgrestest.Connect(t, db.OwnerURL)
+	_, err = owner.Exec(t.Context(), `
+		INSERT INTO api_keys (id, name, role, digest)
+		SELECT gen_random_uuid(), 'other', 'admin', set_byte(digest, 31, (get_byte(digest, 31) + n) % 256) FROM api_keys, generate_series(1, 255) n`)
+	require.NoError(t, err)
+	caller, err := store.Keys().Authenticate(t.Context(), shop)
+	require.NoError(t, err)
+	assert.Equal(t, domain.Caller{ID: "shop"}, caller)
+	require.NoError(t, store.Keys().Revoke(t.Context(), id))
+	_, err = store.Keys().Authenticate(t.Context(), shop)
+	require.ErrorIs(t, err, domain.ErrNotFound)
+}
+
 func TestKeyThatCannotBeMade(t *testing.T) {
 	t.Parallel()
 	keys := postgrestest.New(t).Store(t, 1).Keys()

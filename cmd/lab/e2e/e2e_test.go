@@ -187,6 +187,18 @@ func requireLedgerAgrees(t *testing.T, resource string) {
 	require.Zero(t, unstamped, "every change carries its token")
 }
 
+// requireAuditClean asks the service's own audit, which looks at more: the story of every reservation, and the order of tokens.
+func requireAuditClean(t *testing.T, url, resource string) {
+	t.Helper()
+	var audit struct {
+		OK        bool             `json:"ok"`
+		Resources []map[string]any `json:"resources"`
+	}
+	require.Equal(t, http.StatusOK, exchange(t.Context(), http.MethodGet, url+"/v1/audit?resource="+resource, nil, &audit))
+	require.Len(t, audit.Resources, 1)
+	require.True(t, audit.OK, audit.Resources)
+}
+
 // A server that is stopped under load is answered with a 503 that names it; when it is back, so is the service, by itself,
 // and everything that was acknowledged is there.
 func TestServersStopAndComeBack(t *testing.T) {

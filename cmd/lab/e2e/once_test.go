@@ -27,6 +27,7 @@ type keyed struct {
 // reply is an answer as it came.
 type reply struct {
 	status   int // 0: none came
+	location string
 	body     string
 	replayed bool
 }
@@ -53,7 +54,7 @@ func (k keyed) sendOnce(ctx context.Context, client *http.Client, url string) re
 	if err != nil {
 		return reply{} // cut off
 	}
-	return reply{response.StatusCode, string(body), response.Header.Get("Idempotent-Replayed") == "true"}
+	return reply{response.StatusCode, response.Header.Get("Location"), string(body), response.Header.Get("Idempotent-Replayed") == "true"}
 }
 
 // send tries the instances in turn.
@@ -100,6 +101,7 @@ func TestRetriesAtOnce(t *testing.T) {
 				originals := 0
 				for _, r := range replies {
 					assert.Equal(t, replies[0].status, r.status)
+					assert.Equal(t, replies[0].location, r.location)
 					assert.Equal(t, replies[0].body, r.body)
 					if r.replayed {
 						replayed.Add(1)
@@ -126,6 +128,7 @@ func TestRetriesAtOnce(t *testing.T) {
 	require.Positive(t, replayed.Load())
 	require.Len(t, reservations(t, item), keys/2)
 	requireLedgerAgrees(t, "item/"+item)
+	requireAuditClean(t, running[0].URL, "item/"+item)
 }
 
 // Instances are killed at random moments under load, and started again. What was acknowledged is in the database; what was
@@ -186,4 +189,5 @@ func TestInstancesAreKilled(t *testing.T) {
 	require.ElementsMatch(t, ids, stored, "each request has happened once")
 	require.Positive(t, resent.Load(), "a kill must have hit a request: otherwise this has shown nothing")
 	requireLedgerAgrees(t, "item/"+item)
+	requireAuditClean(t, running[0].URL, "item/"+item)
 }
