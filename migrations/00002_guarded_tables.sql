@@ -4,23 +4,31 @@
 -- it together. A reservation has no row of its own: it is its lines, which share an id.
 
 -- +goose Up
+CREATE DOMAIN item_key         AS text COLLATE "C" CHECK (VALUE LIKE 'item/_%');
+CREATE DOMAIN coupon_key       AS text COLLATE "C" CHECK (VALUE LIKE 'coupon/_%');
+CREATE DOMAIN units            AS bigint CHECK (VALUE BETWEEN 0 AND 1000000000);
+CREATE DOMAIN quantity         AS bigint CHECK (VALUE > 0);
+CREATE DOMAIN display_name     AS text CHECK (VALUE <> '');
+CREATE DOMAIN reservation_state AS text CHECK (VALUE IN ('held', 'confirmed', 'released', 'expired'));
+CREATE DOMAIN redemption_state AS text CHECK (VALUE IN ('redeemed', 'rolled_back'));
+CREATE DOMAIN entry_kind       AS text CHECK (VALUE IN ('create', 'restock', 'hold', 'confirm', 'release', 'expire', 'redeem', 'rollback'));
+
 CREATE TABLE items (
-    resource   text COLLATE "C" PRIMARY KEY REFERENCES fences,
-    sku        text        NOT NULL GENERATED ALWAYS AS (substr(resource, 6)) STORED,
-    name       text        NOT NULL CHECK (name <> ''),
-    on_hand    bigint      NOT NULL CHECK (on_hand BETWEEN 0 AND 1000000000),
-    reserved   bigint      NOT NULL CHECK (reserved BETWEEN 0 AND on_hand),
-    sold       bigint      NOT NULL CHECK (sold >= 0),
-    created_at timestamptz NOT NULL DEFAULT now(),
-    CHECK (resource LIKE 'item/%')
+    resource   item_key     PRIMARY KEY REFERENCES fences,
+    sku        text         NOT NULL GENERATED ALWAYS AS (substr(resource, 6)) STORED,
+    name       display_name NOT NULL,
+    on_hand    units        NOT NULL,
+    reserved   units        NOT NULL CHECK (reserved <= on_hand),
+    sold       whole_number NOT NULL,
+    created_at timestamptz  NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
 COMMENT ON COLUMN items.on_hand IS 'In stock, held units included, sold units not.';
 
 CREATE TABLE reservation_lines (
-    resource    text COLLATE "C" NOT NULL CHECK (resource LIKE 'item/%'),
+    resource    item_key    NOT NULL,
     reservation uuid        NOT NULL,
-    quantity    bigint      NOT NULL CHECK (quantity > 0),
-    state       text        NOT NULL CHECK (state IN ('held', 'confirmed', 'released', 'expired')),
+    quantity    quantity    NOT NULL,
+    state       reservation_state NOT NULL,
     customer_id text        NOT NULL,
     created_by  text        NOT NULL,
     created_at  timestamptz NOT NULL,
@@ -32,23 +40,23 @@ CREATE INDEX reservation_lines_reservation ON reservation_lines (reservation);
 CREATE INDEX reservation_lines_due ON reservation_lines (expires_at) WHERE state = 'held';
 
 CREATE TABLE coupons (
-    resource           text COLLATE "C" PRIMARY KEY REFERENCES fences,
+    resource           coupon_key  PRIMARY KEY REFERENCES fences,
     code               text        NOT NULL GENERATED ALWAYS AS (substr(resource, 8)) STORED,
-    max_redemptions    bigint      NOT NULL CHECK (max_redemptions BETWEEN 1 AND 1000000000),
-    per_customer_limit bigint      CHECK (per_customer_limit > 0),
+    max_redemptions    units       NOT NULL,
+    per_customer_limit quantity,
     valid_from         timestamptz,
-    valid_until        timestamptz CHECK (valid_until > valid_from),
-    redeemed           bigint      NOT NULL CHECK (redeemed BETWEEN 0 AND max_redemptions),
+    valid_until        timestamptz,
+    redeemed           units       NOT NULL,
     created_at         timestamptz NOT NULL DEFAULT now(),
-    CHECK (resource LIKE 'coupon/%')
+    CONSTRAINT coupons_check CHECK (max_redemptions > 0 AND redeemed <= max_redemptions AND valid_until > valid_from IS NOT FALSE)
 ) WITH (fillfactor = 50);
 
 CREATE TABLE redemptions (
-    resource    text COLLATE "C" NOT NULL CHECK (resource LIKE 'coupon/%'),
+    resource    coupon_key  NOT NULL,
     redemption  uuid        NOT NULL,
     customer_id text        NOT NULL,
     reservation uuid,
-    state       text        NOT NULL CHECK (state IN ('redeemed', 'rolled_back')),
+    state       redemption_state NOT NULL,
     created_by  text        NOT NULL,
     created_at  timestamptz NOT NULL,
     settled_at  timestamptz CHECK ((state = 'redeemed') = (settled_at IS NULL)),
@@ -61,7 +69,7 @@ CREATE INDEX redemptions_customer ON redemptions (resource, customer_id) WHERE s
 CREATE TABLE ledger (
     resource       text COLLATE "C" NOT NULL,
     entry          uuid        NOT NULL,
-    kind           text        NOT NULL CHECK (kind IN ('create', 'restock', 'hold', 'confirm', 'release', 'expire', 'redeem', 'rollback')),
+    kind           entry_kind  NOT NULL,
     reference      uuid,
     on_hand_delta  bigint      NOT NULL DEFAULT 0,
     reserved_delta bigint      NOT NULL DEFAULT 0,
@@ -81,25 +89,28 @@ COMMENT ON COLUMN ledger.turn IS
 COMMENT ON COLUMN ledger.reference IS 'The reservation or the redemption that the change belongs to.';
 
 -- guard_row lets a change through when this very transaction has presented for the row's resource, or the resource's
--- fencing is off. It runs with the caller's rights, but not with the caller's search_path: an operator = of the caller's
--- own, in a schema that comes before pg_catalog, would decide the comparisons below.
+-- fencing is off.
+--
+-- It runs with the caller's rights and, unlike all others here, with the caller's search_path: to set another one costs
+-- as much as the look at the fence, for every row. So it names the schema of everything, of operators too: an operator = of the
+-- caller's own, in a schema that comes before pg_catalog, would decide the comparisons otherwise. (IS DISTINCT FROM, IN and
+-- row comparisons look for their operators by that path, so there are none.) A test puts such operators there.
 -- +goose StatementBegin
-CREATE FUNCTION guard_row() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    f public.fences;
+CREATE FUNCTION guard_row() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF TG_OP = 'DELETE' THEN
+    IF TG_OP OPERATOR(pg_catalog.=) 'DELETE' THEN
         RAISE EXCEPTION 'a row of % is never deleted', TG_TABLE_NAME USING ERRCODE = 'FP004';
+    ELSIF TG_OP OPERATOR(pg_catalog.=) 'UPDATE' THEN
+        IF (NEW.resource OPERATOR(pg_catalog.=) OLD.resource) IS NOT TRUE THEN
+            RAISE EXCEPTION 'the resource of a row of % never changes', TG_TABLE_NAME USING ERRCODE = 'FP004';
+        END IF;
     END IF;
-    IF TG_OP = 'UPDATE' AND NEW.resource IS DISTINCT FROM OLD.resource THEN
-        RAISE EXCEPTION 'the resource of a row of % never changes', TG_TABLE_NAME USING ERRCODE = 'FP004';
-    END IF;
-    SELECT * INTO f FROM public.fences WHERE resource = NEW.resource;
-    IF f.fencing = 'off' THEN
-        RETURN NEW;
-    END IF;
-    IF f.resource IS NULL
-       OR f.presented_in <> pg_catalog.pg_current_xact_id() OR f.presented_at <> pg_catalog.now() THEN
+    PERFORM FROM public.fences
+      WHERE resource OPERATOR(pg_catalog.=) NEW.resource
+        AND (fencing OPERATOR(pg_catalog.=) 'off'
+             OR presented_in OPERATOR(pg_catalog.=) pg_catalog.pg_current_xact_id()
+                AND presented_at OPERATOR(pg_catalog.=) pg_catalog.now());
+    IF NOT FOUND THEN
         RAISE EXCEPTION 'this transaction has not presented a grant for %', NEW.resource USING ERRCODE = 'FP003';
     END IF;
     RETURN NEW;
@@ -109,26 +120,31 @@ END $$;
 -- guard_ledger is guard_row for the ledger. The stamp of a fenced entry is taken from the fence, so an entry cannot claim
 -- another grant than the one its transaction presented.
 -- +goose StatementBegin
-CREATE FUNCTION guard_ledger() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION guard_ledger() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
-    f public.fences;
+    f record;
 BEGIN
-    IF TG_OP <> 'INSERT' THEN
+    IF TG_OP OPERATOR(pg_catalog.<>) 'INSERT' THEN
         RAISE EXCEPTION 'the ledger is append-only' USING ERRCODE = 'FP004';
     END IF;
-    SELECT * INTO f FROM public.fences WHERE resource = NEW.resource;
-    IF f.fencing = 'off' THEN
+    SELECT strategy, epoch, token, grant_id, turn INTO f FROM public.fences
+     WHERE resource OPERATOR(pg_catalog.=) NEW.resource
+       AND fencing OPERATOR(pg_catalog.=) 'enforced'
+       AND presented_in OPERATOR(pg_catalog.=) pg_catalog.pg_current_xact_id()
+       AND presented_at OPERATOR(pg_catalog.=) pg_catalog.now();
+    IF FOUND THEN
+        NEW.strategy := f.strategy;
+        NEW.epoch := f.epoch;
+        NEW.token := f.token;
+        NEW.grant_id := f.grant_id;
+        NEW.turn := f.turn;
         RETURN NEW;
     END IF;
-    IF f.resource IS NULL
-       OR f.presented_in <> pg_catalog.pg_current_xact_id() OR f.presented_at <> pg_catalog.now() THEN
+    PERFORM FROM public.fences
+      WHERE resource OPERATOR(pg_catalog.=) NEW.resource AND fencing OPERATOR(pg_catalog.=) 'off';
+    IF NOT FOUND THEN
         RAISE EXCEPTION 'this transaction has not presented a grant for %', NEW.resource USING ERRCODE = 'FP003';
     END IF;
-    NEW.strategy := f.strategy;
-    NEW.epoch := f.epoch;
-    NEW.token := f.token;
-    NEW.grant_id := f.grant_id;
-    NEW.turn := f.turn;
     RETURN NEW;
 END $$;
 -- +goose StatementEnd
@@ -289,3 +305,4 @@ DROP TABLE sweep_slots, api_keys, answers, ledger, redemptions, coupons, reserva
 DROP TRIGGER guard_truncate ON fences;
 DROP TRIGGER guard_truncate ON refusals;
 DROP FUNCTION guard_row, guard_ledger, guard_truncate, expect_rows;
+DROP DOMAIN item_key, coupon_key, units, quantity, display_name, reservation_state, redemption_state, entry_kind;

@@ -477,9 +477,15 @@ func TestOwnSchemaDoesNotFoolTheGuard(t *testing.T) {
 	service := postgrestest.Connect(t, db.ServiceURL)
 	must(t, service, `
 		CREATE FUNCTION mine.yes(text, text) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+		CREATE FUNCTION mine.yes(xid8, xid8) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+		CREATE FUNCTION mine.yes(timestamptz, timestamptz) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+		CREATE FUNCTION mine.no(text, text) RETURNS boolean LANGUAGE sql AS 'SELECT false';
 		CREATE FUNCTION mine.no(xid8, xid8) RETURNS boolean LANGUAGE sql AS 'SELECT false';
 		CREATE FUNCTION mine.no(timestamptz, timestamptz) RETURNS boolean LANGUAGE sql AS 'SELECT false';
 		CREATE OPERATOR mine.= (FUNCTION = mine.yes, LEFTARG = text, RIGHTARG = text);
+		CREATE OPERATOR mine.= (FUNCTION = mine.yes, LEFTARG = xid8, RIGHTARG = xid8);
+		CREATE OPERATOR mine.= (FUNCTION = mine.yes, LEFTARG = timestamptz, RIGHTARG = timestamptz);
+		CREATE OPERATOR mine.<> (FUNCTION = mine.no, LEFTARG = text, RIGHTARG = text);
 		CREATE OPERATOR mine.<> (FUNCTION = mine.no, LEFTARG = xid8, RIGHTARG = xid8);
 		CREATE OPERATOR mine.<> (FUNCTION = mine.no, LEFTARG = timestamptz, RIGHTARG = timestamptz);
 		SET search_path = mine, pg_catalog, public`)
