@@ -69,7 +69,11 @@ func (a *auditCommand) Run(ctx context.Context, c *Config, con console) error {
 	if verdict.off > 0 {
 		return verdict
 	}
-	fmt.Fprintf(con.err, "%d resources audited, nothing is off\n", verdict.audited)
+	resources := "resources"
+	if verdict.audited == 1 {
+		resources = "resource"
+	}
+	fmt.Fprintf(con.err, "%d %s audited, nothing is off\n", verdict.audited, resources)
 	return nil
 }
 

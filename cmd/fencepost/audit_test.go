@@ -30,6 +30,9 @@ func TestAuditCommand(t *testing.T) {
 	assert.Equal(t, exitOK, code)
 	assert.Equal(t, "2 resources audited, nothing is off\n", stderr)
 	assert.Regexp(t, `(?m)^item/lamp +10 +0 +3 +0 +ok$`, stdout)
+	code, _, stderr = runIn(t, env, "audit", "item/lamp")
+	assert.Equal(t, exitOK, code)
+	assert.Equal(t, "1 resource audited, nothing is off\n", stderr)
 
 	// By hand, as the owner. The guard has to be switched off for that.
 	owner := postgrestest.Connect(t, db.OwnerURL)

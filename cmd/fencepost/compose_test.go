@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -23,19 +24,11 @@ import (
 
 const composeFile = "../../docker-compose.yml"
 
-// composePasswords are what .env has to hold.
-var composePasswords = []string{"ADMIN_PASSWORD=aaaa1111", "OWNER_PASSWORD=bbbb2222", "SERVICE_PASSWORD=cccc3333"}
-
-func loadCompose(t *testing.T, env []string) (*types.Project, error) {
-	t.Helper()
-	options, err := cli.NewProjectOptions([]string{composeFile}, cli.WithEnv(env))
-	require.NoError(t, err)
-	return options.LoadProject(t.Context())
-}
-
 func compose(t *testing.T) *types.Project {
 	t.Helper()
-	project, err := loadCompose(t, composePasswords)
+	options, err := cli.NewProjectOptions([]string{composeFile}, cli.WithEnv(nil), cli.WithProfiles([]string{"*"}))
+	require.NoError(t, err)
+	project, err := options.LoadProject(t.Context())
 	require.NoError(t, err)
 	return project
 }
@@ -46,12 +39,21 @@ var (
 	composeServers   = []string{
 		"postgres", "redis-1", "redis-2", "redis-3", "redis-4", "redis-5", "zookeeper-1", "zookeeper-2", "zookeeper-3",
 	}
+	composeWatchers = []string{"prometheus", "grafana", "otel-collector"}
 )
 
 func TestComposeServices(t *testing.T) {
 	project := compose(t)
-	want := slices.Sorted(slices.Values(slices.Concat(composeInstances, composeServers, []string{"migrate"})))
-	assert.Equal(t, want, slices.Sorted(maps.Keys(project.Services)))
+	profiles := map[string][]string{} // the services that are there without one, and what each profile adds
+	for name, service := range project.Services {
+		require.LessOrEqual(t, len(service.Profiles), 1, name)
+		profile := strings.Join(service.Profiles, "")
+		profiles[profile] = append(profiles[profile], name)
+	}
+	assert.Len(t, profiles, 3)
+	assert.ElementsMatch(t, append([]string{"postgres", "migrate", "haproxy"}, composeInstances...), profiles[""])
+	assert.ElementsMatch(t, composeServers[1:], profiles["full"])
+	assert.ElementsMatch(t, composeWatchers, profiles["observability"])
 	for _, name := range composeServers {
 		service := project.Services[name]
 		require.NotNil(t, service.HealthCheck, name)
@@ -68,14 +70,20 @@ func TestComposeServices(t *testing.T) {
 
 func TestComposePublishesOnLoopbackOnly(t *testing.T) {
 	var published []string
+	taken := map[string]string{}
 	for name, service := range compose(t).Services {
 		for _, port := range service.Ports {
 			assert.Equal(t, "127.0.0.1", port.HostIP, name)
-			assert.Contains(t, composeInstances, name)
-			published = append(published, "http://"+net.JoinHostPort(port.HostIP, port.Published))
-			assert.EqualValues(t, 8080, port.Target, name)
+			assert.NotContains(t, composeServers, name)
+			assert.NotContains(t, taken, port.Published, name)
+			taken[port.Published] = name
+			if slices.Contains(composeInstances, name) {
+				published = append(published, "http://"+net.JoinHostPort(port.HostIP, port.Published))
+				assert.EqualValues(t, 8080, port.Target, name)
+			}
 		}
 	}
+	assert.Equal(t, "haproxy", taken["8080"])
 	slices.Sort(published)
 	assert.Len(t, published, len(composeInstances))
 	for _, name := range composeInstances {
@@ -90,6 +98,7 @@ func TestComposeWaitsForWhatItNeeds(t *testing.T) {
 		needs := project.Services[name].DependsOn
 		for _, server := range composeServers {
 			assert.Equal(t, types.ServiceConditionHealthy, needs[server].Condition, "%s on %s", name, server)
+			assert.Equal(t, project.Services[server].Profiles == nil, needs[server].Required, "%s on %s", name, server)
 		}
 		assert.Equal(t, types.ServiceConditionCompletedSuccessfully, needs["migrate"].Condition, name)
 	}
@@ -97,7 +106,7 @@ func TestComposeWaitsForWhatItNeeds(t *testing.T) {
 }
 
 func TestComposeImagesArePinned(t *testing.T) {
-	pinned := regexp.MustCompile(`^[a-z]+:\d+\.\d+(\.\d+)?(-[a-z]+)?$`)
+	pinned := regexp.MustCompile(`^[a-z/-]+:v?\d+\.\d+(\.\d+)?(-[a-z]+)?$`)
 	for name, service := range compose(t).Services {
 		if service.Build == nil {
 			assert.Regexp(t, pinned, service.Image, name)
@@ -112,30 +121,121 @@ func TestComposeImagesArePinned(t *testing.T) {
 	assert.Regexp(t, `(?m)^USER [1-9]\d*:[1-9]\d*$`, string(dockerfile), "the service runs as root")
 }
 
+// makeSecrets runs the lines at the head of the file that make the passwords.
+func makeSecrets(t *testing.T) (folder string) {
+	t.Helper()
+	text, err := os.ReadFile(composeFile)
+	require.NoError(t, err)
+	lines := regexp.MustCompile(`(?m)^#   mkdir (?:.*\n#   .*)+`).Find(text)
+	require.NotNil(t, lines)
+	folder = t.TempDir()
+	shell := exec.CommandContext(t.Context(), "bash", "-euc", regexp.MustCompile(`(?m)^#`).ReplaceAllString(string(lines), ""))
+	shell.Dir = folder
+	output, err := shell.CombinedOutput()
+	require.NoError(t, err, string(output))
+	return folder
+}
+
 func TestComposeHasNoPasswordOfItsOwn(t *testing.T) {
-	for i := range composePasswords {
-		name, _, _ := strings.Cut(composePasswords[i], "=")
-		_, err := loadCompose(t, slices.Delete(slices.Clone(composePasswords), i, i+1))
-		assert.ErrorContains(t, err, name, "it starts without %s", name)
+	folder := makeSecrets(t)
+	info, err := os.Stat(filepath.Join(folder, "secrets"))
+	require.NoError(t, err)
+	assert.EqualValues(t, 0o700, info.Mode().Perm(), "anybody may read the passwords")
+	read := func(name string) string {
+		text, err := os.ReadFile(filepath.Join(folder, "secrets", name))
+		require.NoError(t, err)
+		return strings.TrimSpace(string(text))
 	}
-	for name, service := range compose(t).Services {
+	passwords := map[string]bool{}
+	for _, name := range []string{"admin", "owner", "service", "grafana"} {
+		assert.Regexp(t, `^[0-9a-f]{48}$`, read(name))
+		passwords[read(name)] = true
+	}
+	assert.Len(t, passwords, 4, "two of them are one")
+	for _, who := range []string{"owner", "service"} {
+		u, err := url.Parse(read(who + "_url"))
+		require.NoError(t, err)
+		assert.Equal(t, "fencepost_"+who+":"+read(who), u.User.String())
+		assert.Contains(t, compose(t).Services, u.Hostname())
+	}
+
+	project := compose(t)
+	for name, secret := range project.Secrets {
+		assert.Equal(t, filepath.Join("secrets", name), relative(t, secret.File))
+		_ = read(name)
+	}
+	for name, service := range project.Services {
 		for variable, value := range service.Environment {
 			if strings.Contains(variable, "PASSWORD") {
-				assert.Contains(t, []string{"aaaa1111", "bbbb2222", "cccc3333"}, *value, "%s %s", name, variable)
+				assert.Regexp(t, "_FILE$", variable, name)
+			}
+			if strings.HasSuffix(variable, "_FILE") {
+				assert.True(t, slices.ContainsFunc(service.Secrets, func(s types.ServiceSecretConfig) bool {
+					return *value == "/run/secrets/"+s.Source
+				}), "%s has no %s", name, *value)
 			}
 			u, err := url.Parse(*value)
-			if err != nil || u.User == nil {
-				continue
-			}
-			password, _ := u.User.Password()
-			want := map[string]string{"fencepost_owner": "bbbb2222", "fencepost_service": "cccc3333"}[u.User.Username()]
-			assert.Equal(t, want, password, "%s %s", name, variable)
-			assert.Equal(t, u.User.Username() == "fencepost_owner", name == "migrate", "only migrate is the owner, not %s", name)
+			assert.True(t, err != nil || u.User == nil, "%s has a password in %s", name, variable)
+		}
+		for _, secret := range service.Secrets {
+			assert.Equal(t, secret.Source == "owner_url", name == "migrate", "only migrate is the owner, not %s", name)
 		}
 	}
-	roles := compose(t).Configs["roles"].Content
+	roles := project.Configs["roles"].Content
+	assert.Contains(t, roles, "\\set owner `cat /run/secrets/owner`")
+	assert.Contains(t, roles, "\\set service `cat /run/secrets/service`")
 	assert.Contains(t, roles, "CREATE ROLE fencepost_owner LOGIN PASSWORD :'owner'")
 	assert.Contains(t, roles, "CREATE ROLE fencepost_service LOGIN PASSWORD :'service'")
+	ignored, err := os.ReadFile("../../.gitignore")
+	require.NoError(t, err)
+	assert.Contains(t, strings.Split(string(ignored), "\n"), "/secrets/")
+}
+
+// relative is a path that the file names, as it stands there.
+func relative(t *testing.T, path string) string {
+	t.Helper()
+	root, err := filepath.Abs("../..")
+	require.NoError(t, err)
+	name, err := filepath.Rel(root, path)
+	require.NoError(t, err)
+	return name
+}
+
+// What is shipped in deploy/ is there, and the balancer and Prometheus know the instances by the names that they have.
+func TestComposeFiles(t *testing.T) {
+	project := compose(t)
+	shipped := map[string]bool{}
+	exists := func(path string) {
+		shipped[relative(t, path)] = true
+		_, err := os.Stat(path)
+		assert.NoError(t, err)
+	}
+	for _, config := range project.Configs {
+		if config.File != "" {
+			exists(config.File)
+		}
+	}
+	for name, service := range project.Services {
+		for _, volume := range service.Volumes {
+			if volume.Type == types.VolumeTypeBind {
+				exists(volume.Source)
+				assert.True(t, volume.ReadOnly, name)
+			}
+		}
+	}
+	for _, path := range []string{"deploy/haproxy.cfg", "deploy/otel-collector.yml", "deploy/prometheus", "deploy/grafana/dashboards"} {
+		assert.True(t, shipped[path], path)
+	}
+	for _, file := range []string{"../../deploy/haproxy.cfg", "../../deploy/prometheus/prometheus.yml"} {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for _, instance := range composeInstances {
+			assert.Contains(t, string(text), instance+":8080", file)
+		}
+	}
+	prometheus, err := os.ReadFile("../../deploy/prometheus/prometheus.yml")
+	require.NoError(t, err)
+	assert.Contains(t, string(prometheus), "/run/secrets/"+project.Services["prometheus"].Secrets[0].Target)
 }
 
 // The service itself is asked whether it would start with what the file gives it.
@@ -157,12 +257,15 @@ func TestComposeConfiguresTheService(t *testing.T) {
 		t.Setenv(variable, "") // kong takes an empty variable for a set one
 		require.NoError(t, os.Unsetenv(variable))
 	}
+	secrets := filepath.Join(makeSecrets(t), "secrets")
 	for variable, value := range project.Services["fencepost-1"].Environment {
-		t.Setenv(variable, *value)
+		t.Setenv(variable, strings.Replace(*value, "/run/secrets", secrets, 1))
 	}
 	var stdout, stderr bytes.Buffer
 	assert.Equal(t, exitOK, run(t.Context(), []string{"config"}, &stdout, &stderr), stderr.String())
-	assert.NotContains(t, stdout.String(), "cccc3333")
+	password, err := os.ReadFile(filepath.Join(secrets, "service"))
+	require.NoError(t, err)
+	assert.NotContains(t, stdout.String(), strings.TrimSpace(string(password)))
 	for _, name := range composeInstances {
 		assert.Equal(t, project.Services["fencepost-1"].Environment, project.Services[name].Environment, "the instances differ")
 	}

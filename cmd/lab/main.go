@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -58,8 +59,17 @@ func run(args []string) int {
 		return 128 + int(stopped.Signal) // whoever has sent it needs no words
 	default:
 		fmt.Fprintln(os.Stderr, "lab:", err)
+		fmt.Fprint(os.Stderr, advice(err))
 		return 1
 	}
+}
+
+// advice is what may help against an error whose words come from a program that does not know what it is run for.
+func advice(err error) string {
+	if strings.Contains(strings.ToLower(err.Error()), "no space left on device") {
+		return fmt.Sprintf("lab: the disk is full: free 150 MB below %s, or set TMPDIR to a folder that has them\n", os.TempDir())
+	}
+	return ""
 }
 
 // exitCode is an error that was reported already and decides the exit code.

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -123,4 +124,12 @@ func (l *labProcess) requireNothingLeft(t *testing.T) {
 func (l *labProcess) exitCode() int {
 	_ = l.Wait()
 	return l.ProcessState.ExitCode()
+}
+
+func TestAdvice(t *testing.T) {
+	t.Setenv("TMPDIR", "/small")
+	for _, words := range []string{"link: mapping output file failed: no space left on device", `could not write to file "1247_fsm": No space left on device`} {
+		require.Contains(t, advice(errors.New(words)), "free 150 MB below /small, or set TMPDIR")
+	}
+	require.Empty(t, advice(errors.New("no server")))
 }
