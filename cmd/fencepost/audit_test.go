@@ -76,7 +76,7 @@ func TestAuditWithoutAVerdict(t *testing.T) {
 	db := postgrestest.New(t)
 	empty := postgrestest.Empty(t)
 	for _, tt := range []struct{ url, resource, want string }{
-		{db.ServiceURL, "item/ghost", "[item/ghost]: not found"},
+		{db.ServiceURL, "item/ghost", "item/ghost: not found"},
 		{empty.ServiceURL, "", "the database has no Fencepost schema yet"},
 		{deadURL, "", "PostgreSQL at 127.0.0.1:1/fencepost does not answer"},
 		{"", "", "FENCEPOST_DATABASE_URL is not set"},

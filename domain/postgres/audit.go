@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
@@ -111,8 +112,10 @@ func (s *Store) Audit(ctx context.Context, keys ...domain.Key) ([]domain.AuditRo
 	if err != nil {
 		return nil, fmt.Errorf("auditing: %w", domainError(ctx, err))
 	}
-	if len(audit) < len(keys) {
-		return nil, fmt.Errorf("one of %s: %w", keys, domain.ErrNotFound)
+	for _, key := range keys {
+		if !slices.ContainsFunc(audit, func(row domain.AuditRow) bool { return row.Key == key }) {
+			return nil, fmt.Errorf("%s: %w", key, domain.ErrNotFound)
+		}
 	}
 	return audit, nil
 }
