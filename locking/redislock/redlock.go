@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -120,7 +121,10 @@ func (l *Redlock) Acquire(ctx context.Context, key domain.Key, id domain.GrantID
 		return nil, err
 	}
 	var rung <-chan struct{} // nil, so never received from, until this is a waiter
-	failures := 0
+	failures, patience := 0, time.Now()
+	if deadline, bounded := ctx.Deadline(); bounded {
+		patience = patience.Add(time.Until(deadline) / 2)
+	}
 	for try, window := 0, minPause; ; try++ {
 		c := l.claim(n, owner(id, try))
 		lease, err := c.run(ctx)
@@ -134,7 +138,7 @@ func (l *Redlock) Acquire(ctx context.Context, key domain.Key, id domain.GrantID
 			failures = 0
 		default:
 			// That a majority did not answer in time may be the fault of this process, when it has too much to do.
-			if failures++; failures == maxFailures {
+			if failures++; failures >= maxFailures && (!c.silent() || time.Now().After(patience)) {
 				return nil, err
 			}
 		}
@@ -169,7 +173,8 @@ const (
 	// A pause is random, from zero to these.
 	minPause = 4 * time.Millisecond
 	maxPause = 64 * time.Millisecond
-	// So many tries in a row must find no majority that answers, before the caller is told.
+	// So many tries in a row must find no majority that answers, before the caller is told; and if it is only that answers are
+	// missing, and nobody has refused to answer, half of the caller's wait must be over.
 	maxFailures = 3
 )
 
@@ -275,6 +280,18 @@ func (c *claim) run(ctx context.Context) (*locking.Lease, error) {
 		return nil, unavailable(c.errs)
 	}
 	return nil, nil
+}
+
+// silent tells whether a majority might be there and only too slow: too few nodes for that have said that they cannot be had.
+func (c *claim) silent() bool {
+	gone := 0
+	for _, err := range c.errs {
+		var timeout net.Error
+		if !(errors.As(err, &timeout) && timeout.Timeout()) && !errors.Is(err, redis.ErrPoolTimeout) {
+			gone++
+		}
+	}
+	return len(c.l.nodes)-gone >= majority(len(c.l.nodes))
 }
 
 // take takes in a reply and returns the nodes to which phase 2 goes now.
