@@ -328,6 +328,15 @@ func statusOf(t *testing.T, url string) int {
 	return exchange(t.Context(), http.MethodGet, url, nil, nil)
 }
 
+// requireAllReady waits for every instance: that one of them sells says nothing of the others. One that is superseded would never
+// be ready.
+func requireAllReady(t *testing.T, urls []string) {
+	t.Helper()
+	for _, url := range urls {
+		require.Eventually(t, func() bool { return statusOf(t, url+"/readyz") == http.StatusOK }, patience, 10*time.Millisecond, url)
+	}
+}
+
 // exchange returns the status, 0 if there was no answer, and reads the answer into out.
 func exchange(ctx context.Context, method, url string, in, out any) int {
 	return shop.Exchange(ctx, method, url, in, out).Status

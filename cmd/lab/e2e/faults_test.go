@@ -58,9 +58,7 @@ func testRedisForgets(t *testing.T, strategy string, clients []*redis.Client) {
 		<-next
 	}
 	raced := races()
-	for _, instance := range running {
-		require.Equal(t, http.StatusOK, statusOf(t, instance.URL+"/readyz"), "an authority that is healed is in charge")
-	}
+	requireAllReady(t, urls(running)) // an authority that is healed is in charge
 	acknowledged := crowd.stop()
 	require.Subset(t, reservations(t, item), acknowledged)
 	requireLedgerAgrees(t, "item/"+item)
@@ -149,9 +147,7 @@ func TestZooKeeperForgets(t *testing.T) {
 	crowd.until(t, "a reservation is made again", func(b *buyers) bool { return len(b.Acknowledged) > before })
 	took := time.Since(back)
 	crowd.until(t, "both instances are at work", func(b *buyers) bool { return len(b.Acknowledged) >= before+100 })
-	for _, instance := range running {
-		require.Equal(t, http.StatusOK, statusOf(t, instance.URL+"/readyz"), "an authority that is healed is in charge")
-	}
+	requireAllReady(t, urls(running)) // an authority that is healed is in charge
 	acknowledged := crowd.stop()
 	require.Subset(t, reservations(t, item), acknowledged)
 	requireLedgerAgrees(t, "item/"+item)

@@ -89,9 +89,10 @@ func TestPrometheus(t *testing.T) {
 	env := []string{"FENCEPOST_DATABASE_URL=" + database.Variable("FENCEPOST_DATABASE_URL"), "FENCEPOST_AUDIT_INTERVAL=200ms"}
 	fast := start(t, 1, "redis", env...)[0]
 	keyed := start(t, 1, "redis", append(env, "FENCEPOST_AUTH=keys")...)[0]
-	// Each section takes so long that its lease needs an extension, and everything shares one connection.
+	// Each section takes so long that its lease needs an extension, and everything shares one connection. Whoever waits for that
+	// gives up later than Prometheus needs to see it.
 	slow := start(t, 1, "redis", append(env, "FENCEPOST_REVIEW_TIME=400ms", "FENCEPOST_LEASE_TTL=600ms",
-		"FENCEPOST_MAX_BATCH=1", "FENCEPOST_DATABASE_CONNS=1")...)[0]
+		"FENCEPOST_MAX_BATCH=1", "FENCEPOST_DATABASE_CONNS=1", "FENCEPOST_LOCK_WAIT=12s")...)[0]
 	p := startPrometheus(t, []*instances.Instance{fast, keyed, slow}, makeKey(t, env))
 
 	sale := load.Options{Instances: []string{fast.URL}, Limit: 50, Buyers: 8, Requests: 100, Timeout: patience}

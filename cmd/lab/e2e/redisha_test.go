@@ -103,13 +103,6 @@ func goesOn(t *testing.T, crowd *buyers, when string) time.Duration {
 	return time.Since(began)
 }
 
-func requireAllReady(t *testing.T, urls []string) {
-	t.Helper()
-	for _, url := range urls {
-		require.Eventually(t, func() bool { return statusOf(t, url+"/readyz") == http.StatusOK }, patience, 10*time.Millisecond, url)
-	}
-}
-
 // The master is killed under load, with its last tokens known to no replica. The replica in its place counts from further back:
 // the fence refuses its tokens, the epoch is raised, and the work goes on. Then a master is asked to step down, and lives on as a
 // replica that refuses to write.

@@ -92,9 +92,7 @@ func TestRedlockMastersAreKilled(t *testing.T) {
 	crowd = startBuyers(t, urls(running), item)
 	goesOn("with five again")
 	acknowledged = append(acknowledged, crowd.stop()...)
-	for _, instance := range running {
-		require.Eventually(t, func() bool { return statusOf(t, instance.URL+"/readyz") == http.StatusOK }, patience, 10*time.Millisecond)
-	}
+	requireAllReady(t, urls(running))
 	require.Subset(t, reservations(t, item), acknowledged)
 	requireLedgerAgrees(t, "item/"+item)
 }
