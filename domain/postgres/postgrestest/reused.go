@@ -45,16 +45,22 @@ func Reused(tb testing.TB) (Database, *pgx.Conn) {
 	return d.Database, d.owner
 }
 
-// take takes the database that was used last, or makes one.
+// take takes the database that was used last, or makes one. One whose session has not outlived a restart of the server, which
+// another test may have made meanwhile, is left where it is.
 func take(ctx context.Context) (d reusable, err error) {
-	free.Lock()
-	last := len(free.databases) - 1
-	if last >= 0 {
+	for {
+		free.Lock()
+		last := len(free.databases) - 1
+		if last < 0 {
+			free.Unlock()
+			break
+		}
 		d, free.databases = free.databases[last], free.databases[:last]
-	}
-	free.Unlock()
-	if last >= 0 {
-		return d, nil
+		free.Unlock()
+		if d.owner.Ping(ctx) == nil {
+			return d, nil
+		}
+		_ = d.owner.Close(ctx)
 	}
 	template, err := migrated()
 	if err != nil {

@@ -95,4 +95,15 @@ func TestReused(t *testing.T) {
 		})
 	}
 	assert.Len(t, names, 2)
+
+	// A server that is started again ends the sessions that were kept.
+	for url := range names {
+		_, err := Connect(t, url).Exec(t.Context(), `
+			SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+		require.NoError(t, err)
+	}
+	t.Run("", func(t *testing.T) {
+		_, owner := Reused(t)
+		require.NoError(t, owner.Ping(t.Context()))
+	})
 }
