@@ -121,10 +121,7 @@ func (l *Redlock) Acquire(ctx context.Context, key domain.Key, id domain.GrantID
 		return nil, err
 	}
 	var rung <-chan struct{} // nil, so never received from, until this is a waiter
-	failures, patience := 0, time.Now()
-	if deadline, bounded := ctx.Deadline(); bounded {
-		patience = patience.Add(time.Until(deadline) / 2)
-	}
+	failures, patience := 0, halfOf(ctx)
 	for try, window := 0, minPause; ; try++ {
 		c := l.claim(n, owner(id, try))
 		lease, err := c.run(ctx)
@@ -138,7 +135,7 @@ func (l *Redlock) Acquire(ctx context.Context, key domain.Key, id domain.GrantID
 			failures = 0
 		default:
 			// That a majority did not answer in time may be the fault of this process, when it has too much to do.
-			if failures++; failures >= maxFailures && (!c.silent() || time.Now().After(patience)) {
+			if failures++; failures >= maxFailures && (!l.silent(c.errs) || time.Now().After(patience)) {
 				return nil, err
 			}
 		}
@@ -177,6 +174,27 @@ const (
 	// missing, and nobody has refused to answer, half of the caller's wait must be over.
 	maxFailures = 3
 )
+
+// halfOf is until when the silence of nodes is borne: for half of the caller's wait, and not at all if nobody says how long that is.
+func halfOf(ctx context.Context) (end time.Time) {
+	end = time.Now()
+	if deadline, bounded := ctx.Deadline(); bounded {
+		end = end.Add(time.Until(deadline) / 2)
+	}
+	return end
+}
+
+// silent tells whether a majority might be there and only too slow: too few nodes for that have said that they cannot be had.
+func (l *Redlock) silent(errs []error) bool {
+	gone := 0
+	for _, err := range errs {
+		var timeout net.Error
+		if !(errors.As(err, &timeout) && timeout.Timeout()) && !errors.Is(err, redis.ErrPoolTimeout) {
+			gone++
+		}
+	}
+	return len(l.nodes)-gone >= majority(len(l.nodes))
+}
 
 // owner is what a try writes where the lock is. Each try has its own: what an earlier one has left to be given back in the
 // background must not take away the lock of a later one. The first is the same for the same grant, so that a caller that
@@ -280,18 +298,6 @@ func (c *claim) run(ctx context.Context) (*locking.Lease, error) {
 		return nil, unavailable(c.errs)
 	}
 	return nil, nil
-}
-
-// silent tells whether a majority might be there and only too slow: too few nodes for that have said that they cannot be had.
-func (c *claim) silent() bool {
-	gone := 0
-	for _, err := range c.errs {
-		var timeout net.Error
-		if !(errors.As(err, &timeout) && timeout.Timeout()) && !errors.Is(err, redis.ErrPoolTimeout) {
-			gone++
-		}
-	}
-	return len(c.l.nodes)-gone >= majority(len(c.l.nodes))
 }
 
 // take takes in a reply and returns the nodes to which phase 2 goes now.
@@ -528,6 +534,16 @@ const quorumKey = redlockPrefix + "identity"
 // equals the smallest, and is written over the others. Should two instances that see different nodes differ for a moment,
 // each begins a reign of its own, which costs a refused write and no more.
 func (l *Redlock) identify(ctx context.Context) (string, error) {
+	for patience := halfOf(ctx); ; {
+		id, silent, err := l.askIdentity(ctx)
+		if !silent || ctx.Err() != nil || time.Now().After(patience) {
+			return id, err
+		}
+	}
+}
+
+// askIdentity asks once. silent means that it failed because a majority was not heard of in time.
+func (l *Redlock) askIdentity(ctx context.Context) (id string, silent bool, err error) {
 	type answer struct {
 		run, quorum string
 		err         error
@@ -566,7 +582,7 @@ func (l *Redlock) identify(ctx context.Context) (string, error) {
 	for i, a := range answers {
 		var unfit *unfitError
 		if errors.As(a.err, &unfit) {
-			return "", unavailable([]error{unfit})
+			return "", false, unavailable([]error{unfit})
 		}
 		if a.err != nil {
 			errs = append(errs, a.err)
@@ -574,16 +590,15 @@ func (l *Redlock) identify(ctx context.Context) (string, error) {
 		}
 		addr := l.nodes[i].addr
 		if other, known := servers[a.run]; known {
-			return "", unavailable([]error{fmt.Errorf(
+			return "", false, unavailable([]error{fmt.Errorf(
 				"%s and %s are the same server, whose loss would count twice: name each server once", other, addr)})
 		}
 		servers[a.run] = addr
 		carriers[a.quorum]++
 	}
 	if len(servers) < majority(len(l.nodes)) {
-		return "", unavailable(errs)
+		return "", l.silent(errs), unavailable(errs)
 	}
-	var id string
 	for quorum, nodes := range carriers {
 		if c := cmp.Compare(nodes, carriers[id]); c > 0 || c == 0 && quorum < id {
 			id = quorum
@@ -594,12 +609,12 @@ func (l *Redlock) identify(ctx context.Context) (string, error) {
 			if _, err := l.nodes[i].call(ctx, func(ctx context.Context, s server) error {
 				return s.Set(ctx, quorumKey, id, 0).Err()
 			}); err != nil {
-				return "", unavailable([]error{err})
+				return "", l.silent([]error{err}), unavailable([]error{err})
 			}
 		}
 	}
 	// With other servers added or left out, two majorities need not meet: that is another authority.
-	return fmt.Sprintf("redlock/%d/%s", len(l.nodes), id), nil
+	return fmt.Sprintf("redlock/%d/%s", len(l.nodes), id), false, nil
 }
 
 // refuseReplica: what a replica knows is a copy, and its loss and its master's are one.

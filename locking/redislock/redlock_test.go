@@ -639,6 +639,33 @@ func TestRedlockIdentity(t *testing.T) {
 	require.ErrorIs(t, err, domain.ErrUnavailable)
 }
 
+// Servers that are silent for longer than a node may be cost a caller who can wait neither the lock nor the answer who they are.
+func TestRedlockSilence(t *testing.T) {
+	t.Parallel()
+	c, key := newCluster(t), newKey()
+	backend := c.open(term)
+	c.each(0, 3, (*proxy).pause)
+	_, err := backend.Identify(t.Context()) // nobody says how long it may take
+	require.ErrorIs(t, err, domain.ErrUnavailable)
+
+	var group sync.WaitGroup
+	var identifyErr, acquireErr error
+	group.Go(func() { _, identifyErr = backend.Identify(within(t, 3*soon)) })
+	group.Go(func() {
+		var lease *locking.Lease
+		if lease, acquireErr = backend.Locker.Acquire(within(t, 3*soon), key, newID()); acquireErr == nil {
+			acquireErr = lease.Release(t.Context())
+		}
+	})
+	_, err = backend.Locker.Acquire(t.Context(), newKey(), newID()) // three tries that fail, and so have those of the others
+	require.ErrorIs(t, err, domain.ErrUnavailable)
+	c.each(0, 3, (*proxy).resume)
+	group.Wait()
+	require.NoError(t, identifyErr)
+	require.NoError(t, acquireErr)
+	c.requireNothingLeft(key)
+}
+
 // Two addresses of one server would let its loss count as one.
 func TestRedlockSameServerTwice(t *testing.T) {
 	t.Parallel()
