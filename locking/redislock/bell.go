@@ -32,8 +32,7 @@ type bell struct {
 type queue struct {
 	waiters    []chan struct{}
 	subscribed map[*line]bool // the lines on which the server has confirmed the channel
-	last       string         // the latest ring: of several servers, each sends a copy
-	copies     int            // of that ring that have come
+	copies     map[string]int // of each ring that have come: of several servers, each sends one
 }
 
 // line is the connection to one server. Only its own goroutine sends on it: a server that does not answer keeps that
@@ -52,10 +51,11 @@ func newBell(log *slog.Logger, servers ...server) *bell {
 	return &bell{log: log, servers: servers, queues: map[string]*queue{}}
 }
 
-// listen returns a channel that receives when it is this waiter's turn to try again. stop must be called, when the waiter
-// has the lock or has given up. Then the next one is woken: a waiter that was rung and ended before it could try would take
+// listen returns a channel that receives when it is this waiter's turn to try again. behind says that others of this process
+// were waiting before it: the first of them tries, and whoever leaves wakes the next, so this one need not try before it is woken.
+// stop must be called, when the waiter has the lock or has given up. Then the next one is woken: a waiter that was rung and ended before it could try would take
 // the ring with it, and the others would sleep beside a free lock. One that has the lock costs the next a try in vain.
-func (b *bell) listen(channel string) (rung <-chan struct{}, stop func()) {
+func (b *bell) listen(channel string) (rung <-chan struct{}, behind bool, stop func()) {
 	mine := make(chan struct{}, 1)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -66,12 +66,21 @@ func (b *bell) listen(channel string) (rung <-chan struct{}, stop func()) {
 	}
 	q := b.queues[channel]
 	if q == nil {
-		q = &queue{subscribed: map[*line]bool{}}
+		q = &queue{subscribed: map[*line]bool{}, copies: map[string]int{}}
 		b.queues[channel] = q
 		b.change(channel)
 	}
+	behind = len(q.waiters) > 0
 	q.waiters = append(q.waiters, mine)
-	return mine, func() { b.leave(channel, mine) }
+	return mine, behind, func() { b.leave(channel, mine) }
+}
+
+// awaited tells whether anybody of this process is waiting. Whoever comes then lines up behind them: one that tried at once would
+// again and again be there before those who have to be woken, and where locks are held for long they would wait for ever.
+func (b *bell) awaited(channel string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.queues[channel] != nil
 }
 
 // await returns when the bell rings, or when the holder's term is over because it has gone without a release. An error means
@@ -220,14 +229,19 @@ func (b *bell) take(l *line, message any) {
 	}
 }
 
+// maxRings is of how many rings the copies are counted. A copy that comes so late that its ring was forgotten is taken for a first.
+const maxRings = 256
+
 // take takes a copy of a ring. The first one rings, because the other servers may be silent. So does the one that completes a
 // majority: until then the release has not reached a majority either, and a waiter that has tried meanwhile has found the lock
-// where it was and gone back to sleep.
+// where it was and gone back to sleep. Copies of several rings may come in any order: a server that is slow to answer is asked
+// again in the background, while others take the lock and give it back.
 func (q *queue) take(ring string, majority int) {
-	if ring != q.last {
-		q.last, q.copies = ring, 0
+	if len(q.copies) == maxRings {
+		clear(q.copies)
 	}
-	if q.copies++; q.copies == 1 || q.copies == majority {
+	q.copies[ring]++
+	if n := q.copies[ring]; n == 1 || n == majority {
 		q.ring()
 	}
 }

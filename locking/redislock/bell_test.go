@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 )
@@ -16,8 +17,12 @@ func TestARingIsNotLost(t *testing.T) {
 	require.NoError(t, err)
 	b := newBell(slog.New(slog.DiscardHandler), newServer(options, time.Second))
 	t.Cleanup(b.close)
-	first, leaveFirst := b.listen("channel")
-	second, leaveSecond := b.listen("channel")
+	require.False(t, b.awaited("channel"))
+	first, behind, leaveFirst := b.listen("channel")
+	require.False(t, behind)
+	require.True(t, b.awaited("channel"))
+	second, behind, leaveSecond := b.listen("channel")
+	require.True(t, behind)
 	ring := func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
@@ -48,15 +53,30 @@ func TestARingIsHeardAgainFromAMajority(t *testing.T) {
 	}
 	b := newBell(slog.New(slog.DiscardHandler), servers...)
 	t.Cleanup(b.close)
-	rung, leave := b.listen("channel")
+	rung, _, leave := b.listen("channel")
 	t.Cleanup(leave)
-	for _, ring := range []string{"one", "another"} {
-		for copies, rings := range []int{1, 0, 1, 0, 0} {
-			b.take(nil, &redis.Message{Channel: "channel", Payload: ring})
-			require.Len(t, rung, rings, "%s: copy %d", ring, copies+1)
-			if rings > 0 {
-				<-rung
-			}
+	copyOf := func(ring string, rings int) {
+		t.Helper()
+		b.take(nil, &redis.Message{Channel: "channel", Payload: ring})
+		require.Len(t, rung, rings, "a copy of %s", ring)
+		if rings > 0 {
+			<-rung
 		}
 	}
+	for _, ring := range []string{"one", "another"} {
+		for _, rings := range []int{1, 0, 1, 0, 0} {
+			copyOf(ring, rings)
+		}
+	}
+	// Two releases at once, or one of them late.
+	copyOf("early", 1)
+	copyOf("late", 1)
+	copyOf("late", 0)
+	copyOf("early", 0)
+	copyOf("late", 1)
+	copyOf("early", 1)
+	for range 3 * maxRings {
+		copyOf(uuid.NewString(), 1)
+	}
+	require.LessOrEqual(t, len(b.queues["channel"].copies), maxRings)
 }

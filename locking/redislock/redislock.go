@@ -76,17 +76,24 @@ func (l *Locker) Acquire(ctx context.Context, key domain.Key, id domain.GrantID)
 	if err != nil {
 		return nil, err
 	}
-	lease, _, err := l.try(ctx, n, value)
-	if err != nil {
-		return nil, err
-	}
-	if lease != nil {
-		lease.Waited = waited
-		return lease, nil
+	if !l.bell.awaited(n.released) {
+		lease, _, err := l.try(ctx, n, value)
+		if err != nil {
+			return nil, err
+		}
+		if lease != nil {
+			lease.Waited = waited
+			return lease, nil
+		}
 	}
 	// Listen first and try again then: a release between the first try and the subscription would wake nobody.
-	rung, stop := l.bell.listen(n.released)
+	rung, behind, stop := l.bell.listen(n.released)
 	defer stop()
+	if behind {
+		if err := await(ctx, rung, l.ttl); err != nil {
+			return nil, err
+		}
+	}
 	for {
 		lease, remaining, err := l.try(ctx, n, value)
 		if err != nil {

@@ -121,6 +121,18 @@ func (l *Redlock) Acquire(ctx context.Context, key domain.Key, id domain.GrantID
 		return nil, err
 	}
 	var rung <-chan struct{} // nil, so never received from, until this is a waiter
+	if l.bell.awaited(n.released) {
+		var behind bool
+		var stop func()
+		rung, behind, stop = l.bell.listen(n.released)
+		defer stop()
+		if behind {
+			if err := await(ctx, rung, l.ttl); err != nil {
+				return nil, err
+			}
+		}
+		waited = true
+	}
 	failures, patience := 0, halfOf(ctx)
 	for try, window := 0, minPause; ; try++ {
 		c := l.claim(n, owner(id, try))
@@ -142,7 +154,7 @@ func (l *Redlock) Acquire(ctx context.Context, key domain.Key, id domain.GrantID
 		if rung == nil {
 			// A release between the try and the subscription is not missed: the bell rings when it has subscribed.
 			var stop func()
-			rung, stop = l.bell.listen(n.released)
+			rung, _, stop = l.bell.listen(n.released)
 			defer stop()
 		}
 		// Nobody may have won: several have taken some nodes each and given them back. Then they must not meet again in the
