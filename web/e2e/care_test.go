@@ -223,6 +223,8 @@ func TestPictures(t *testing.T) {
 				if folder == "" {
 					continue
 				}
+				// What scrolls by itself is painted later than the rest.
+				evaluate[any](p, `new Promise((painted) => requestAnimationFrame(() => requestAnimationFrame(painted)))`)
 				whole := true
 				picture, err := chromedp.Call(p.ctx, page.CaptureScreenshot, page.CaptureScreenshotParams{Format: "png", CaptureBeyondViewport: &whole})
 				require.NoError(t, err)

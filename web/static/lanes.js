@@ -252,7 +252,8 @@ export function lanes(state, { now, width, marked, choose }) {
       parts.text.split('\n').forEach((text, k, lines) => {
         const over = down ? -5 - 13 * (lines.length - 1 - k) : 0;
         group.append(down
-          ? label(a + over, parts.near ? c1 + Math.sign(c0 - c1) * 24 : (c0 + c1) / 2, text, 'tag', { 'text-anchor': 'middle' })
+          // In the middle of an arrow to PostgreSQL there can be another holder's bar, and red on its colour is not read.
+          ? label(a + over, parts.crossed ? c1 + Math.sign(c0 - c1) * 30 : parts.near ? c1 + Math.sign(c0 - c1) * 24 : (c0 + c1) / 2, text, 'tag', { 'text-anchor': 'middle' })
           : label(a + 6, (parts.crossed ? across(judge) + 22 : middle) + 4 + 13 * k, text, 'tag', parts.crossed ? { 'text-anchor': 'middle', x: a } : {}));
       });
     }
