@@ -2,12 +2,15 @@ package redislock
 
 import (
 	"log/slog"
+	"os"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
+
+	"fencepost/domain"
 )
 
 // A waiter that was rung and is gone before it could try hands its turn on.
@@ -79,4 +82,37 @@ func TestARingIsHeardAgainFromAMajority(t *testing.T) {
 		copyOf(uuid.NewString(), 1)
 	}
 	require.LessOrEqual(t, len(b.queues["channel"].copies), maxRings)
+}
+
+// Who comes while others of its process wait lines up behind them, also beside a lock that is free already: they have only not
+// been woken yet.
+func TestNobodyPushesIn(t *testing.T) {
+	t.Parallel()
+	backend, err := Open(os.Getenv("FENCEPOST_REDIS_URL"), time.Minute, nil, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = backend.Close() })
+	l, key := backend.Locker.(*Locker), domain.ItemKey(uuid.NewString())
+	channel := namesOf(prefix, key).released
+	waiters := func() (n int) {
+		l.bell.mu.Lock()
+		defer l.bell.mu.Unlock()
+		if q := l.bell.queues[channel]; len(q.subscribed) == 1 { // else a ring for everybody is still to come
+			n = len(q.waiters)
+		}
+		return n
+	}
+	_, _, leave := l.bell.listen(channel)
+	require.Eventually(t, func() bool { return waiters() == 1 }, 20*time.Second, time.Millisecond)
+	acquired := make(chan error, 1)
+	go func() {
+		lease, err := l.Acquire(t.Context(), key, domain.GrantID(uuid.New()))
+		if err == nil {
+			err = lease.Release(t.Context())
+		}
+		acquired <- err
+	}()
+	require.Eventually(t, func() bool { return waiters() == 2 }, 20*time.Second, time.Millisecond, "it lines up")
+	require.Empty(t, acquired)
+	leave()
+	require.NoError(t, <-acquired)
 }
