@@ -16,8 +16,9 @@ import (
 // thousand lukewarm keys fast, as a queue makes one hot key fast. A key that finds a transaction free has it to itself.
 //
 // Nobody pays for company. A carrier does not wait for a fence's row that somebody else has locked: that key goes on alone, in
-// a transaction that does not count. (Where fencing is off there is no such row, and it can wait for the item's own.) And when a carrier fails for one of its keys, nothing was written and each of them goes on
-// alone: the one that was the cause fails there by itself.
+// a transaction that does not count. (Where fencing is off there is no such row, and it can wait for the item's own.) And
+// when a carrier fails for one of its keys, nothing was written and each of them goes on alone: the one that was the cause
+// fails there by itself.
 type carriers struct {
 	guard *Guard
 	limit int // 0: none
