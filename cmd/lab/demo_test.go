@@ -68,7 +68,7 @@ func TestCtrlCWhileStarting(t *testing.T) {
 					}
 				}
 				return false
-			}, time.Minute, time.Millisecond)
+			}, time.Minute, 20*time.Millisecond) // a look reads all of /proc
 			// A terminal sends it to the whole group.
 			require.NoError(t, syscall.Kill(-lab.Process.Pid, syscall.SIGINT))
 			require.Equal(t, test.code, lab.exitCode(), lab.stderr.String())

@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"fencepost/domain"
+	"fencepost/domain/postgres/postgrestest"
 	"fencepost/locking/strategies"
 )
 
@@ -32,7 +33,8 @@ func CancelledWaits(t *testing.T, row strategies.Strategy, config strategies.Con
 	for i, u := range config.RedlockURLs {
 		config.RedlockURLs[i] = ownDatabase(t, u)
 	}
-	w := newWorld(t, row, config, instance)
+	db := postgrestest.New(t) // where only its own sessions are
+	w := newWorldIn(t, db, postgrestest.Connect(t, db.OwnerURL), row, config, instance)
 	holder, other := w.pair()
 	key := w.item(holder, w.fencing())
 	look, known := leftovers[row.Name]

@@ -111,9 +111,13 @@ type world struct {
 }
 
 func newWorld(t *testing.T, row strategies.Strategy, config strategies.Config, instance Instance) *world {
+	db, owner := postgrestest.Reused(t)
+	return newWorldIn(t, db, owner, row, config, instance)
+}
+
+func newWorldIn(t *testing.T, db postgrestest.Database, owner *pgx.Conn, row strategies.Strategy, config strategies.Config, instance Instance) *world {
 	config.LeaseTTL = longTerm
 	config.Log = slog.New(slog.DiscardHandler)
-	db, owner := postgrestest.Reused(t)
 	return &world{t: t, row: row, config: config, instance: instance, db: db, observer: owner}
 }
 

@@ -55,7 +55,9 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		http.DefaultClient.Transport = answers.watch(http.DefaultTransport.(*http.Transport))
+		transport := http.DefaultTransport.(*http.Transport)
+		transport.MaxIdleConnsPerHost = 100 // of net/http's two, most requests of many buyers would have to dial
+		http.DefaultClient.Transport = answers.watch(transport)
 		code := m.Run()
 		if err := answers.verdict(); err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -16,7 +16,7 @@ func TestInstancesShareAHotItem(t *testing.T) {
 		for n, least := range map[int]float64{2: 1. / 3, 3: 1. / 5} {
 			t.Run(fmt.Sprintf("%s, %d instances", strategy, n), func(t *testing.T) {
 				running := start(t, n, strategy)
-				const sales = 6000
+				const sales = 2000 // some dozens of batches
 				report, err := load.Run(t.Context(), load.Options{
 					Instances: urls(running), Limit: sales, Buyers: 64 * n, Requests: sales, Timeout: 2 * patience,
 				})

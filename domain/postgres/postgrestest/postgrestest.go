@@ -30,6 +30,7 @@ type Database struct {
 	OwnerURL   string
 	ServiceURL string
 	name       string
+	kept       *kept // of one that is Reused; else nil
 }
 
 // New makes a database for the test.
@@ -49,12 +50,17 @@ func Empty(tb testing.TB) Database {
 // Store opens a store on the database as the service's role, with a pool of the given size.
 func (d Database) Store(tb testing.TB, maxConns int32) *postgres.Store {
 	tb.Helper()
-	store, err := postgres.Open(tb.Context(), d.ServiceURL, postgres.Options{
-		MaxConns: maxConns, Instance: tb.Name(), Log: slog.New(slog.DiscardHandler),
-	})
+	if d.kept != nil {
+		return d.kept.store(tb, d.ServiceURL, maxConns)
+	}
+	store, err := open(tb.Context(), d.ServiceURL, maxConns, tb.Name())
 	require.NoError(tb, err)
 	tb.Cleanup(store.Close)
 	return store
+}
+
+func open(ctx context.Context, url string, maxConns int32, name string) (*postgres.Store, error) {
+	return postgres.Open(ctx, url, postgres.Options{MaxConns: maxConns, Instance: name, Log: slog.New(slog.DiscardHandler)})
 }
 
 // Connect opens a single connection that is closed with the test.

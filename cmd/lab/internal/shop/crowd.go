@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"sync"
+	"time"
 )
 
 // Crowd is buyers who reserve one unit of an item after the other until they are stopped, and remember what they were told. Its
@@ -20,6 +21,13 @@ type Crowd struct {
 	changed chan struct{} // closed at the next answer
 }
 
+// Buyers pause after an answer, and longer after a refusal: those who ask again at once keep the machine from what they wait
+// for, such as a server that starts.
+const (
+	thinking = 5 * time.Millisecond
+	sulking  = 50 * time.Millisecond
+)
+
 // StartCrowd sends n buyers to the instances at urls. The end of ctx stops them.
 func StartCrowd(ctx context.Context, n int, urls []string, sku string) *Crowd {
 	ctx, cancel := context.WithCancel(ctx)
@@ -28,14 +36,21 @@ func StartCrowd(ctx context.Context, n int, urls []string, sku string) *Crowd {
 		c.group.Go(func() {
 			for ctx.Err() == nil {
 				// Not cut short when the buyers are stopped: an answer that is under way may be a promise.
-				c.buy(context.WithoutCancel(ctx), urls[i%len(urls)], sku)
+				pause := thinking
+				if !c.buy(context.WithoutCancel(ctx), urls[i%len(urls)], sku) {
+					pause = sulking
+				}
+				select {
+				case <-time.After(pause):
+				case <-ctx.Done():
+				}
 			}
 		})
 	}
 	return c
 }
 
-func (c *Crowd) buy(ctx context.Context, url, sku string) {
+func (c *Crowd) buy(ctx context.Context, url, sku string) (bought bool) {
 	var told struct{ ID, Code, Detail string }
 	answer := Exchange(ctx, http.MethodPost, url+"/v1/items/"+sku+"/reservations", map[string]any{"quantity": 1}, &told)
 	c.mu.Lock()
@@ -52,6 +67,7 @@ func (c *Crowd) buy(ctx context.Context, url, sku string) {
 	}
 	close(c.changed)
 	c.changed = make(chan struct{})
+	return answer.Status == http.StatusCreated
 }
 
 // Until waits for the answers to show something.
