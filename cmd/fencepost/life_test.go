@@ -51,7 +51,8 @@ type shopInstance struct {
 
 func newShop(t *testing.T, instances, items int, stock int64) *shop {
 	t.Helper()
-	db, log := postgrestest.New(t), slog.New(slog.DiscardHandler)
+	db, _ := postgrestest.Reused(t)
+	log := slog.New(slog.DiscardHandler)
 	s := &shop{db: db, coupon: uuid.NewString()[:32]}
 	for range instances {
 		backends, err := strategies.Open(strategies.Config{
@@ -192,7 +193,7 @@ func (i *shopInstance) ahead() *domain.Service {
 // coupons come out exact.
 func TestHoldsEndOnce(t *testing.T) {
 	t.Parallel()
-	s := newShop(t, 3, 24, 1_000_000)
+	s := newShop(t, 3, 8, 1_000_000)
 	races := soaked(50_000)
 	result := s.race(t, races, func(i *shopInstance, r domain.Reservation) error {
 		ended, failed := i.ahead().Expire(t.Context(), []domain.Reservation{r})

@@ -33,7 +33,7 @@ type world struct {
 // newWorld gives the store one connection: whatever leaves it unusable, or asks for a second, hangs the test.
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	db := postgrestest.New(t)
+	db, _ := postgrestest.Reused(t)
 	w := &world{db: db, store: db.Store(t, 1)}
 	for _, scope := range []domain.Scope{domain.ScopeInventory, domain.ScopeCoupons} {
 		authority, err := w.store.ClaimAuthority(t.Context(), scope, "redis", "server", domain.ByConfiguration)
