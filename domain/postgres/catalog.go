@@ -14,9 +14,17 @@ import (
 	"fencepost/domain"
 )
 
-const itemColumns = `i.sku, i.name, i.on_hand, i.reserved, i.sold, a.strategy, f.fencing, f.epoch, f.token`
-
-const itemTables = ` FROM items i JOIN fences f USING (resource) JOIN authorities a USING (scope)`
+const (
+	selectItemViews = `
+		SELECT i.sku, i.name, i.on_hand, i.reserved, i.sold, a.strategy, f.fencing, f.epoch, f.token
+		  FROM items i JOIN fences f USING (resource) JOIN authorities a USING (scope)`
+	selectItemView   = selectItemViews + ` WHERE i.resource = $1`
+	selectCouponView = `
+		SELECT c.code, c.max_redemptions, c.per_customer_limit, c.valid_from, c.valid_until, c.redeemed,
+		       a.strategy, f.fencing, f.epoch, f.token
+		  FROM coupons c JOIN fences f USING (resource) JOIN authorities a USING (scope)
+		 WHERE c.resource = $1`
+)
 
 func scanItem(row pgx.CollectableRow) (v domain.ItemView, err error) {
 	err = row.Scan(&v.SKU, &v.Name, &v.OnHand, &v.Reserved, &v.Sold, &v.Fence.Strategy, &v.Fence.Fencing, &v.Fence.Epoch, &v.Fence.Token)
@@ -25,7 +33,7 @@ func scanItem(row pgx.CollectableRow) (v domain.ItemView, err error) {
 
 // Items lists items by resource: at most limit of those after the key.
 func (s *Store) Items(ctx context.Context, after domain.Key, limit int64) ([]domain.ItemView, error) {
-	rows, _ := s.pool.Query(ctx, `SELECT `+itemColumns+itemTables+` WHERE i.resource > $1 ORDER BY i.resource LIMIT $2`, after, limit)
+	rows, _ := s.pool.Query(ctx, selectItemViews+` WHERE i.resource > $1 ORDER BY i.resource LIMIT $2`, after, limit)
 	items, err := pgx.CollectRows(rows, scanItem)
 	if err != nil {
 		return nil, fmt.Errorf("listing the items: %w", domainError(ctx, err))
@@ -35,24 +43,12 @@ func (s *Store) Items(ctx context.Context, after domain.Key, limit int64) ([]dom
 
 // Item finds one item.
 func (s *Store) Item(ctx context.Context, sku string) (domain.ItemView, error) {
-	return itemView(ctx, s.pool, sku)
-}
-
-func itemView(ctx context.Context, q querier, sku string) (domain.ItemView, error) {
-	return one(ctx, q, scanItem, "item "+sku, `SELECT `+itemColumns+itemTables+` WHERE i.resource = $1`, domain.ItemKey(sku))
+	return one(ctx, s, scanItem, "item "+sku, selectItemView, domain.ItemKey(sku))
 }
 
 // Coupon finds one coupon.
 func (s *Store) Coupon(ctx context.Context, code string) (domain.CouponView, error) {
-	return couponView(ctx, s.pool, code)
-}
-
-func couponView(ctx context.Context, q querier, code string) (domain.CouponView, error) {
-	return one(ctx, q, scanCoupon, "coupon "+code, `
-		SELECT c.code, c.max_redemptions, c.per_customer_limit, c.valid_from, c.valid_until, c.redeemed,
-		       a.strategy, f.fencing, f.epoch, f.token
-		  FROM coupons c JOIN fences f USING (resource) JOIN authorities a USING (scope)
-		 WHERE c.resource = $1`, domain.CouponKey(code))
+	return one(ctx, s, scanCoupon, "coupon "+code, selectCouponView, domain.CouponKey(code))
 }
 
 func scanCoupon(row pgx.CollectableRow) (v domain.CouponView, err error) {
@@ -64,26 +60,21 @@ func scanCoupon(row pgx.CollectableRow) (v domain.CouponView, err error) {
 	return v, err
 }
 
-// querier is a pool or the connection of a transaction.
-type querier interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-}
-
 // Reservation finds one reservation by its id.
 func (s *Store) Reservation(ctx context.Context, id string) (domain.Reservation, error) {
-	return byID(ctx, s.pool, reservations, "reservation", domain.ReservationPrefix, selectReservations, id)
+	return byID(ctx, s, reservations, "reservation", domain.ReservationPrefix, selectReservations, id)
 }
 
 // Redemption finds one redemption by its id.
 func (s *Store) Redemption(ctx context.Context, id string) (domain.Redemption, error) {
-	return byID(ctx, s.pool, redemptions, "redemption", domain.RedemptionPrefix, selectRedemptions, id)
+	return byID(ctx, s, redemptions, "redemption", domain.RedemptionPrefix, selectRedemptions, id)
 }
 
-func byID[T any](ctx context.Context, q querier, collect func(pgx.Rows) ([]T, error), what, prefix, sql, id string) (none T, err error) {
+func byID[T any](ctx context.Context, s *Store, collect func(pgx.Rows) ([]T, error), what, prefix, sql, id string) (none T, err error) {
 	if !strings.HasPrefix(id, prefix) {
 		return none, fmt.Errorf("%s %q: %w", what, id, domain.ErrNotFound)
 	}
-	rows, _ := q.Query(ctx, sql, idsOf([]string{id})) // collect returns the query's error
+	rows, _ := s.pool.Query(ctx, sql, idsOf([]string{id})) // collect returns the query's error
 	found, err := collect(rows)
 	if err == nil && len(found) == 0 {
 		err = pgx.ErrNoRows
@@ -152,30 +143,22 @@ func redemptions(rows pgx.Rows) ([]domain.Redemption, error) {
 }
 
 // CreateItem makes the item, its fence and its first ledger entry.
-func (s *Store) CreateItem(ctx context.Context, item domain.Item, lock domain.LockSpec, once *domain.Once) (view domain.ItemView, err error) {
+func (s *Store) CreateItem(ctx context.Context, item domain.Item, lock domain.LockSpec, once *domain.Once) (domain.ItemView, error) {
 	key := domain.ItemKey(item.SKU)
-	err = s.create(ctx, key, key, lock, once, item.OnHand, func(batch *pgx.Batch) {
+	return create(ctx, s, key, key, lock, once, item.OnHand, func(batch *pgx.Batch) {
 		batch.Queue(`INSERT INTO items (resource, name, on_hand, reserved, sold) VALUES ($1, $2, $3, 0, 0)`, key, item.Name, item.OnHand)
-	}, func(q querier) (any, error) {
-		view, err = itemView(ctx, q, item.SKU)
-		return view, err
-	})
-	return view, err
+	}, scanItem, selectItemView)
 }
 
 // CreateCoupon makes the coupon, its fence and its first ledger entry.
-func (s *Store) CreateCoupon(ctx context.Context, c domain.Coupon, lock domain.LockSpec, once *domain.Once) (view domain.CouponView, err error) {
+func (s *Store) CreateCoupon(ctx context.Context, c domain.Coupon, lock domain.LockSpec, once *domain.Once) (domain.CouponView, error) {
 	key := domain.CouponKey(c.Code)
-	err = s.create(ctx, key, codesToBe, lock, once, 0, func(batch *pgx.Batch) {
+	return create(ctx, s, key, codesToBe, lock, once, 0, func(batch *pgx.Batch) {
 		batch.Queue(`
 			INSERT INTO coupons (resource, max_redemptions, per_customer_limit, valid_from, valid_until, redeemed)
 			VALUES ($1, $2, NULLIF($3::bigint, 0), $4, $5, 0)`,
 			key, c.MaxRedemptions, c.PerCustomerLimit, nullTime(c.ValidFrom), nullTime(c.ValidUntil))
-	}, func(q querier) (any, error) {
-		view, err = couponView(ctx, q, c.Code)
-		return view, err
-	})
-	return view, err
+	}, scanCoupon, selectCouponView)
 }
 
 // codesToBe has the answers to all who made coupons. Where the service makes the code, twins of one request come with a code
@@ -185,9 +168,9 @@ const codesToBe = domain.Key(domain.KindCoupon) + "/"
 // create needs no lock: nobody can hold one for what does not exist, and the fence's primary key lets one creator win. What
 // was made is read back before the COMMIT, so that nothing can fail after it. A twin of the same request that has won
 // meanwhile has left its answer, under the key that answers says.
-func (s *Store) create(ctx context.Context, key, answers domain.Key, lock domain.LockSpec, once *domain.Once, stock int64,
-	insert func(*pgx.Batch), readBack func(querier) (any, error),
-) error {
+func create[V any](ctx context.Context, s *Store, key, answers domain.Key, lock domain.LockSpec, once *domain.Once, stock int64,
+	insert func(*pgx.Batch), scan pgx.RowToFunc[V], readBack string,
+) (view V, err error) {
 	gather := func() (wanted reads) {
 		if once != nil {
 			wanted.answers = []answerID{{once.Caller, once.Key}}
@@ -210,27 +193,30 @@ func (s *Store) create(ctx context.Context, key, answers domain.Key, lock domain
 				INSERT INTO ledger (resource, entry, kind, on_hand_delta, strategy, epoch, token, grant_id)
 				SELECT resource, $2, 'create', $3, strategy, epoch, token, grant_id FROM fences WHERE resource = $1`,
 				key, entry, stock)
+			batch.Queue(readBack, key).Query(func(rows pgx.Rows) (err error) {
+				view, err = pgx.CollectOneRow(rows, scan)
+				return err
+			})
 			if err := t.conn.SendBatch(ctx, batch).Close(); sqlState(err) == stateUnique {
 				return fmt.Errorf("%s: %w", key, domain.ErrAlreadyExists)
 			} else if err != nil {
 				return domainError(ctx, err)
 			}
-			view, err := readBack(t.conn)
-			if err == nil && once != nil {
+			if once != nil {
 				t.answer(answers, once, once.Encode(view, nil))
 			}
-			return err
+			return nil
 		})
 		return err
 	}
-	err := try()
+	err = try()
 	if once != nil && errors.Is(err, domain.ErrAlreadyExists) {
 		err = try()
 	}
 	if err != nil {
-		return fmt.Errorf("creating %s: %w", key, err)
+		return view, fmt.Errorf("creating %s: %w", key, err)
 	}
-	return nil
+	return view, nil
 }
 
 func nullTime(t time.Time) *time.Time {

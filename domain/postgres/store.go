@@ -328,27 +328,24 @@ func scanAuthority(row pgx.CollectableRow) (a domain.Authority, err error) {
 }
 
 // one returns the only row of a query; domain.ErrNotFound if there is none.
-func one[T any](ctx context.Context, q querier, scan pgx.RowToFunc[T], what, sql string, args ...any) (T, error) {
-	rows, _ := q.Query(ctx, sql, args...) // CollectOneRow returns the query's error
+func one[T any](ctx context.Context, s *Store, scan pgx.RowToFunc[T], what, sql string, args ...any) (T, error) {
+	rows, _ := s.pool.Query(ctx, sql, args...) // CollectOneRow returns the query's error
 	v, err := pgx.CollectOneRow(rows, scan)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return v, fmt.Errorf("%s: %w", what, domain.ErrNotFound)
-	}
 	if err != nil {
-		return v, fmt.Errorf("reading %s: %w", what, domainError(ctx, err))
+		return v, readError(ctx, what, err)
 	}
 	return v, nil
 }
 
 // Authority is the one in charge of the resource; domain.ErrNotFound if there is no such resource.
 func (s *Store) Authority(ctx context.Context, key domain.Key) (domain.Authority, error) {
-	return one(ctx, s.pool, scanAuthority, string(key),
+	return one(ctx, s, scanAuthority, string(key),
 		`SELECT `+authorityColumns+` FROM authorities WHERE scope = (SELECT scope FROM fences WHERE resource = $1)`, key)
 }
 
 // AuthorityOf is the one in charge of the scope.
 func (s *Store) AuthorityOf(ctx context.Context, scope domain.Scope) (domain.Authority, error) {
-	return one(ctx, s.pool, scanAuthority, "the authority of "+string(scope),
+	return one(ctx, s, scanAuthority, "the authority of "+string(scope),
 		`SELECT `+authorityColumns+` FROM authorities WHERE scope = $1`, scope)
 }
 
@@ -356,25 +353,25 @@ func (s *Store) AuthorityOf(ctx context.Context, scope domain.Scope) (domain.Aut
 // charge then: an operator's order outranks the configuration. With by empty only the fingerprint changes, and only while the
 // strategy is in charge.
 func (s *Store) ClaimAuthority(ctx context.Context, scope domain.Scope, strategy, fingerprint string, by domain.Decider) (domain.Authority, error) {
-	return one(ctx, s.pool, scanAuthority, "the authority of "+string(scope),
+	return one(ctx, s, scanAuthority, "the authority of "+string(scope),
 		`SELECT `+authorityColumns+` FROM claim_authority($1, $2, $3, NULLIF($4, '')) WHERE scope IS NOT NULL`, scope, strategy, fingerprint, by)
 }
 
 // SwitchResource puts the strategy in charge of the one resource; without a strategy, the authority of its kind.
 func (s *Store) SwitchResource(ctx context.Context, key domain.Key, strategy, fingerprint string) (domain.Authority, error) {
-	return one(ctx, s.pool, scanAuthority, "the authority of "+string(key),
+	return one(ctx, s, scanAuthority, "the authority of "+string(key),
 		`SELECT `+authorityColumns+` FROM switch_resource($1, NULLIF($2, ''), $3)`, key, strategy, fingerprint)
 }
 
 // Fenced tells whether fencing is enforced for the resource of this name, or for any of the scope.
 func (s *Store) Fenced(ctx context.Context, scope domain.Scope) (bool, error) {
-	return one(ctx, s.pool, pgx.RowTo[bool], "the fencing of "+string(scope),
+	return one(ctx, s, pgx.RowTo[bool], "the fencing of "+string(scope),
 		`SELECT EXISTS (SELECT FROM fences WHERE (resource = $1 OR scope = $1) AND fencing = 'enforced')`, scope)
 }
 
 // RaiseEpoch begins a new reign of the same authority, unless the epoch is not from any more.
 func (s *Store) RaiseEpoch(ctx context.Context, scope domain.Scope, from int64) (domain.Authority, error) {
-	return one(ctx, s.pool, scanAuthority, "the authority of "+string(scope),
+	return one(ctx, s, scanAuthority, "the authority of "+string(scope),
 		`SELECT `+authorityColumns+` FROM raise_epoch($1, $2) WHERE scope IS NOT NULL`, scope, from)
 }
 
