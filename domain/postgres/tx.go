@@ -334,17 +334,7 @@ func (t *tx) scanItems(rows pgx.Rows) error {
 }
 
 func (t *tx) Item(ctx context.Context, sku string) (domain.Item, error) {
-	if t.items[sku] == nil {
-		rows, _ := t.conn.Query(ctx, selectItems, []domain.Key{domain.ItemKey(sku)})
-		if err := t.scanItems(rows); err != nil {
-			return domain.Item{}, t.readError(ctx, "item "+sku, err)
-		}
-	}
-	w := t.items[sku]
-	if w == nil {
-		return domain.Item{}, fmt.Errorf("item %s: %w", sku, domain.ErrNotFound)
-	}
-	return w.now, nil
+	return load(ctx, t, &t.items, "item", sku, t.scanItems, selectItems, []domain.Key{domain.ItemKey(sku)})
 }
 
 func (t *tx) PutItem(item domain.Item, why domain.Entry) {
@@ -357,17 +347,7 @@ func (t *tx) PutItem(item domain.Item, why domain.Entry) {
 }
 
 func (t *tx) Reservation(ctx context.Context, id string) (domain.Reservation, error) {
-	if t.reservations[id] == nil {
-		rows, _ := t.conn.Query(ctx, selectReservations, idsOf([]string{id}))
-		if err := t.scanReservations(rows); err != nil {
-			return domain.Reservation{}, t.readError(ctx, "reservation "+id, err)
-		}
-	}
-	w := t.reservations[id]
-	if w == nil {
-		return domain.Reservation{}, fmt.Errorf("reservation %s: %w", id, domain.ErrNotFound)
-	}
-	return w.now, nil
+	return load(ctx, t, &t.reservations, "reservation", id, t.scanReservations, selectReservations, idsOf([]string{id}))
 }
 
 func (t *tx) scanReservations(rows pgx.Rows) error {
@@ -395,17 +375,7 @@ func (t *tx) scanCoupons(rows pgx.Rows) error {
 }
 
 func (t *tx) Coupon(ctx context.Context, code string) (domain.Coupon, error) {
-	if t.coupons[code] == nil {
-		rows, _ := t.conn.Query(ctx, selectCoupons, []domain.Key{domain.CouponKey(code)})
-		if err := t.scanCoupons(rows); err != nil {
-			return domain.Coupon{}, t.readError(ctx, "coupon "+code, err)
-		}
-	}
-	w := t.coupons[code]
-	if w == nil {
-		return domain.Coupon{}, fmt.Errorf("coupon %s: %w", code, domain.ErrNotFound)
-	}
-	return w.now, nil
+	return load(ctx, t, &t.coupons, "coupon", code, t.scanCoupons, selectCoupons, []domain.Key{domain.CouponKey(code)})
 }
 
 func (t *tx) PutCoupon(c domain.Coupon, why domain.Entry) {
@@ -459,17 +429,7 @@ func (t *tx) queueUses(batch *pgx.Batch, uses []domain.Use) {
 }
 
 func (t *tx) Redemption(ctx context.Context, id string) (domain.Redemption, error) {
-	if t.redemptions[id] == nil {
-		rows, _ := t.conn.Query(ctx, selectRedemptions, idsOf([]string{id}))
-		if err := t.scanRedemptions(rows); err != nil {
-			return domain.Redemption{}, t.readError(ctx, "redemption "+id, err)
-		}
-	}
-	w := t.redemptions[id]
-	if w == nil {
-		return domain.Redemption{}, fmt.Errorf("redemption %s: %w", id, domain.ErrNotFound)
-	}
-	return w.now, nil
+	return load(ctx, t, &t.redemptions, "redemption", id, t.scanRedemptions, selectRedemptions, idsOf([]string{id}))
 }
 
 func (t *tx) scanRedemptions(rows pgx.Rows) error {
@@ -481,6 +441,22 @@ func (t *tx) scanRedemptions(rows pgx.Rows) error {
 }
 
 func (t *tx) PutRedemption(r domain.Redemption) { change(t, &t.redemptions, r.ID, r) }
+
+// load returns a row as the section sees it, and asks the server for one that was not read yet.
+func load[T any](ctx context.Context, t *tx, m *map[string]*working[T], what, id string, scan func(pgx.Rows) error, sql string, arg any,
+) (none T, err error) {
+	if (*m)[id] == nil {
+		rows, _ := t.conn.Query(ctx, sql, arg) // scan returns the query's error
+		if err := scan(rows); err != nil {
+			return none, t.readError(ctx, what+" "+id, err)
+		}
+	}
+	w := (*m)[id]
+	if w == nil {
+		return none, fmt.Errorf("%s %s: %w", what, id, domain.ErrNotFound)
+	}
+	return w.now, nil
+}
 
 // change puts a row's new state, in a way that can be undone.
 func change[T any](t *tx, m *map[string]*working[T], id string, now T) {
@@ -502,14 +478,10 @@ func (t *tx) note(row ledgerRow) {
 	t.undo = append(t.undo, func() { t.ledger = t.ledger[:len(t.ledger)-1] })
 }
 
-// readError says what a failed read means. But for a row that is not there, it means that the transaction has failed, and
-// with it everybody who is in it.
+// readError says what a failed read means: the transaction has failed, and with it everybody who is in it.
 func (t *tx) readError(ctx context.Context, what string, err error) error {
-	err = readError(ctx, what, err)
-	if !errors.Is(err, domain.ErrNotFound) {
-		t.failed = err
-	}
-	return err
+	t.failed = readError(ctx, what, err)
+	return t.failed
 }
 
 // writes is what was put: the new absolute states, then what was taken of them, then the ledger. However many sections and
