@@ -72,7 +72,7 @@ func Connect(tb testing.TB, url string) *pgx.Conn {
 	return conn
 }
 
-// template is the migrated database that the tests of this process copy. It stays behind when the process ends, but the
+// migrated makes the template that the tests of this process copy. It stays behind when the process ends, but the
 // laboratory's server, on which it is, ends soon after.
 var migrated = sync.OnceValues(func() (template string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
