@@ -31,10 +31,14 @@ func (s *Service) CreateItem(ctx context.Context, in NewItem, once *Once) (ItemV
 	return s.Store.CreateItem(ctx, Item{SKU: in.SKU, Name: in.Name, OnHand: in.Stock}, lock, once)
 }
 
+// lockSpec fills in the default of fencing, and has the guard judge the rest.
 func (s *Service) lockSpec(ctx context.Context, kind Kind, strategy string, fencing Fencing) (LockSpec, error) {
-	fencing, err := s.fencing(fencing)
-	if err != nil {
-		return LockSpec{}, err
+	switch fencing {
+	case "":
+		fencing = s.Fencing
+	case FencingEnforced, FencingOff:
+	default:
+		return LockSpec{}, Invalid("lock.fencing", "must be %q or %q", FencingEnforced, FencingOff)
 	}
 	return s.Guard.Spec(ctx, kind, strategy, fencing)
 }

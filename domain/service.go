@@ -150,14 +150,3 @@ func (s *Service) now() time.Time { return stored(s.Now()) }
 
 // stored cuts a time to what PostgreSQL stores, so that what is answered at once and what is read later are equal.
 func stored(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
-
-// fencing fills in the default, and refuses what is neither.
-func (s *Service) fencing(f Fencing) (Fencing, error) {
-	switch f {
-	case "":
-		return s.Fencing, nil
-	case FencingEnforced, FencingOff:
-		return f, nil
-	}
-	return "", Invalid("lock.fencing", "must be %q or %q", FencingEnforced, FencingOff)
-}
