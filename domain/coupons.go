@@ -171,23 +171,3 @@ func (s *Service) Rollback(ctx context.Context, caller Caller, id string, once *
 	receipt, err = s.Guard.Do(ctx, section)
 	return r, receipt, err
 }
-
-// Audit compares what was given out of a resource with what there ever was.
-func (s *Service) Audit(ctx context.Context, key Key) ([]AuditRow, error) {
-	if !key.valid() {
-		return nil, Invalid("resource", "must look like item/<sku> or coupon/<code>")
-	}
-	return s.Store.Audit(ctx, key)
-}
-
-// AuditPage audits a page of all resources, and returns the cursor of the next page.
-func (s *Service) AuditPage(ctx context.Context, p Page) (rows []AuditRow, next string, err error) {
-	keys, next, err := list(p, func(k Key) Key { return k }, func(after Key, limit int64) ([]Key, error) {
-		return s.Store.Resources(ctx, after, limit)
-	})
-	if err != nil || len(keys) == 0 {
-		return nil, "", err
-	}
-	rows, err = s.Store.Audit(ctx, keys...)
-	return rows, next, err
-}
