@@ -138,28 +138,17 @@ func (c *Config) lenientMappers() kong.Option {
 	})
 }
 
-// configVariables lists the environment variables that the configuration reads.
-func configVariables() []string {
-	var names []string
-	for f := range reflect.TypeFor[Config]().Fields() {
-		if name, ok := f.Tag.Lookup("env"); ok {
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
 // checkOwner checks what migrate needs.
 func (c *Config) checkOwner() error {
 	c.readFile("FENCEPOST_OWNER_URL", &c.OwnerURL, c.OwnerURLFile)
-	c.checkURL("FENCEPOST_OWNER_URL", c.OwnerURL, true, postgresSchemes)
+	c.checkURL("FENCEPOST_OWNER_URL", c.OwnerURL, postgresSchemes)
 	return c.result()
 }
 
 // checkDatabase checks what the commands need that only use the database.
 func (c *Config) checkDatabase() error {
 	c.readFile("FENCEPOST_DATABASE_URL", &c.DatabaseURL, c.DatabaseURLFile)
-	c.checkURL("FENCEPOST_DATABASE_URL", c.DatabaseURL, true, postgresSchemes)
+	c.checkURL("FENCEPOST_DATABASE_URL", c.DatabaseURL, postgresSchemes)
 	return c.result()
 }
 
@@ -189,7 +178,7 @@ func (c *Config) checkAll() error {
 	c.readFile("FENCEPOST_REDLOCK_URLS", &redlock, c.RedlockURLsFile)
 	c.RedlockURLs = list(redlock)
 	for _, u := range c.RedlockURLs {
-		c.checkURL("FENCEPOST_REDLOCK_URLS", u, true, redisSchemes)
+		c.checkURL("FENCEPOST_REDLOCK_URLS", u, redisSchemes)
 	}
 	if n := len(c.RedlockURLs); n > 0 && (n < 3 || n%2 == 0) && !c.unreadable("FENCEPOST_REDLOCK_URLS") {
 		c.problem("FENCEPOST_REDLOCK_URLS", "names %d: name three, five or another odd number of independent masters", n)
@@ -357,9 +346,9 @@ var (
 )
 
 // checkURL never repeats the value, nor what url.Parse says of it: there may be a password in it.
-func (c *Config) checkURL(variable, value string, required bool, schemes []string) {
+func (c *Config) checkURL(variable, value string, schemes []string) {
 	switch {
-	case value == "" && !required, c.unreadable(variable), c.unreadable(variable + "_FILE"):
+	case c.unreadable(variable), c.unreadable(variable + "_FILE"):
 	case value == "":
 		c.problem(variable, "is not set: set it to a URL like %s://USER:PASSWORD@HOST:PORT/NAME", schemes[0])
 	default:

@@ -12,12 +12,23 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// configVariables lists the environment variables that the configuration reads.
+func configVariables() []string {
+	var names []string
+	for f := range reflect.TypeFor[Config]().Fields() {
+		if name, ok := f.Tag.Lookup("env"); ok {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // clean is an environment with nothing in it but what the test sets.
 func clean(t *testing.T, env map[string]string) {
 	t.Helper()
 	for _, name := range configVariables() {
-		t.Setenv(name, "") // remembers the value for the end of the test
-		require.NoError(t, os.Unsetenv(name))
+		t.Setenv(name, "")                    // remembers the value for the end of the test
+		require.NoError(t, os.Unsetenv(name)) // kong takes an empty variable for a set one
 	}
 	for name, value := range env {
 		t.Setenv(name, value)
