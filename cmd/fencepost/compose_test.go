@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"maps"
 	"net"
 	"net/url"
@@ -253,19 +252,16 @@ func TestComposeConfiguresTheService(t *testing.T) {
 			}
 		}
 	}
-	for _, variable := range known {
-		t.Setenv(variable, "") // kong takes an empty variable for a set one
-		require.NoError(t, os.Unsetenv(variable))
-	}
 	secrets := filepath.Join(makeSecrets(t), "secrets")
+	env := map[string]string{}
 	for variable, value := range project.Services["fencepost-1"].Environment {
-		t.Setenv(variable, strings.Replace(*value, "/run/secrets", secrets, 1))
+		env[variable] = strings.Replace(*value, "/run/secrets", secrets, 1)
 	}
-	var stdout, stderr bytes.Buffer
-	assert.Equal(t, exitOK, run(t.Context(), []string{"config"}, &stdout, &stderr), stderr.String())
+	code, stdout, stderr := runIn(t, env, "config")
+	assert.Equal(t, exitOK, code, stderr)
 	password, err := os.ReadFile(filepath.Join(secrets, "service"))
 	require.NoError(t, err)
-	assert.NotContains(t, stdout.String(), strings.TrimSpace(string(password)))
+	assert.NotContains(t, stdout, strings.TrimSpace(string(password)))
 	for _, name := range composeInstances {
 		assert.Equal(t, project.Services["fencepost-1"].Environment, project.Services[name].Environment, "the instances differ")
 	}

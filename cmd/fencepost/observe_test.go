@@ -89,9 +89,9 @@ func redisURL(t *testing.T) string {
 	return url
 }
 
-func count(t *testing.T, db *pgx.Conn, sql string, args ...any) (n float64) {
+func count(t *testing.T, db *pgx.Conn, sql string) (n float64) {
 	t.Helper()
-	require.NoError(t, db.QueryRow(t.Context(), sql, args...).Scan(&n))
+	require.NoError(t, db.QueryRow(t.Context(), sql).Scan(&n))
 	return n
 }
 
