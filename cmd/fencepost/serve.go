@@ -198,6 +198,9 @@ func (c *Config) demo(guard *locking.Guard) *handlers.Demo {
 	return &handlers.Demo{
 		Review: review,
 		Switch: func(ctx context.Context, key domain.Key, strategy string) (domain.Authority, error) {
+			if _, err := guard.Spec(ctx, key.Kind(), strategy, ""); err != nil {
+				return domain.Authority{}, err // names the strategies that there are
+			}
 			_, after, err := guard.Switch(ctx, domain.Scope(key), strategy, false)
 			return after, err
 		},
