@@ -85,25 +85,32 @@ var alwaysReady = func() <-chan struct{} {
 	return c
 }()
 
-// events streams what happens in this instance (server-sent events). A reader that shows the id of the last event it has
-// read goes on behind it. If that is not possible, because it was too slow or the id is another instance's, it is sent a
-// "gap": it has to read afresh what it shows, and the events go on from there.
-func (s *server) events(c echo.Context) error {
+// position is where a reader goes on: behind the last event that it has read, or behind the newest one. gap tells that this is
+// not where it wants to.
+func (s *server) position(c echo.Context) (last uint64, gap bool, err error) {
 	query, err := readQuery(c, "last_event_id") // scripts cannot set the header of an EventSource
 	if err != nil {
-		return err
+		return 0, false, err
 	}
 	id := query["last_event_id"]
 	if header := c.Request().Header.Get("Last-Event-ID"); header != "" {
 		id = header // a browser that comes back by itself; its address has not changed
 	}
-	last, gap := s.Events.Last(), false
 	if id != "" {
-		if position, err := s.Events.Position(id); err == nil {
-			last = position
-		} else {
-			gap = true
+		if last, err = s.Events.Position(id); err == nil {
+			return last, false, nil
 		}
+	}
+	return s.Events.Last(), id != "", nil
+}
+
+// events streams what happens in this instance (server-sent events). A reader that shows the id of the last event it has
+// read goes on behind it. If that is not possible, because it was too slow or the id is another instance's, it is sent a
+// "gap": it has to read afresh what it shows, and the events go on from there.
+func (s *server) events(c echo.Context) error {
+	last, gap, err := s.position(c)
+	if err != nil {
+		return err
 	}
 	select {
 	case <-s.Events.Closed():
