@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -15,18 +14,11 @@ import (
 
 	"fencepost/domain"
 	"fencepost/handlers"
-	"fencepost/handlers/observe"
 )
 
 // newDemo is a handler with the demonstration. The API's document has no part in it, so nothing is held to that.
 func newDemo(m *memory, demo *handlers.Demo) http.Handler {
-	return handlers.New(handlers.Config{
-		Service: &domain.Service{
-			Guard: m, Store: m, NewID: func() string { return "0199" }, Now: func() time.Time { return now },
-			HoldTTL: 10 * time.Minute, MaxTTL: 24 * time.Hour, Fencing: domain.FencingEnforced,
-		},
-		Events: observe.NewHub(16), Metrics: observe.NewMetrics(handlers.Outcome), Log: slog.New(slog.DiscardHandler), Demo: demo, Version: "test",
-	})
+	return handlers.New(newConfig(m, func(c *handlers.Config) { c.Demo = demo }))
 }
 
 func TestWithoutDemoThereIsNone(t *testing.T) {

@@ -15,12 +15,3 @@ func Problems() (all []Problem) {
 	}
 	return all
 }
-
-// ProblemStatuses are the statuses that each code of the table is answered with.
-func ProblemStatuses() map[string][]int {
-	statuses := map[string][]int{}
-	for _, row := range problems {
-		statuses[row.code] = append(statuses[row.code], row.status)
-	}
-	return statuses
-}

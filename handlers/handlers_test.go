@@ -245,7 +245,7 @@ func withKeys(c *handlers.Config) {
 	}
 }
 
-func newHandler(m *memory, options ...option) http.Handler {
+func newConfig(m *memory, options ...option) handlers.Config {
 	c := handlers.Config{
 		Service: &domain.Service{
 			Guard: m, Store: m, NewID: func() string { return "0199" }, Now: func() time.Time { return now },
@@ -267,6 +267,11 @@ func newHandler(m *memory, options ...option) http.Handler {
 	for _, o := range options {
 		o(&c)
 	}
+	return c
+}
+
+func newHandler(m *memory, options ...option) http.Handler {
+	c := newConfig(m, options...)
 	return checked(handlers.New(c), c.Page)
 }
 
