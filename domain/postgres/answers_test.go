@@ -103,25 +103,14 @@ func TestAnswers(t *testing.T) {
 	assert.True(t, w.audit(t, a).OK())
 }
 
-// Without a lock, twins of one request can be under way at once. One of them does the work, and the others get its answer.
-func TestTwinsWithoutLock(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	key := w.item(t, "a", 1000, domain.FencingOff)
-	store := w.db.Store(t, 4)
-	for round := range 25 {
+// twins sends requests of which four at a time are one. One of them must do the work, and the others get its answer.
+func twins(t *testing.T, rounds int, send func(round, twin int) error) {
+	t.Helper()
+	for round := range rounds {
 		var group sync.WaitGroup
 		outcomes := make([]error, 4)
 		for i := range outcomes {
-			group.Go(func() {
-				o := once("c", fmt.Sprint("key-", round), "r")
-				_, got, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, false,
-					func() []domain.Section { return []domain.Section{buy(o, "a", 1)} })
-				outcomes[i] = err
-				if err == nil {
-					outcomes[i] = got[0]
-				}
-			})
+			group.Go(func() { outcomes[i] = send(round, i) })
 		}
 		group.Wait()
 		done := 0
@@ -134,7 +123,21 @@ func TestTwinsWithoutLock(t *testing.T) {
 		}
 		require.Equal(t, 1, done)
 	}
-	assert.EqualValues(t, 25, w.audit(t, key).Held)
+}
+
+// Without a lock, twins of one request can be under way at once.
+func TestTwinsWithoutLock(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	key := w.item(t, "a", 1000, domain.FencingOff)
+	store := w.db.Store(t, 4)
+	const rounds = 25
+	twins(t, rounds, func(round, _ int) error {
+		o := once("c", fmt.Sprint("key-", round), "r")
+		_, err := transactSection(t.Context(), store, []domain.Grant{w.grant(key)}, wait, buy(o, "a", 1))
+		return err
+	})
+	assert.EqualValues(t, rounds, w.audit(t, key).Held)
 }
 
 // A creation has no lock to wait for; its twins meet at the primary key.
@@ -142,27 +145,12 @@ func TestTwinsCreate(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	store := w.db.Store(t, 4)
-	for round := range 25 {
-		var group sync.WaitGroup
-		outcomes := make([]error, 4)
-		for i := range outcomes {
-			group.Go(func() {
-				sku := fmt.Sprint("sku-", round)
-				_, outcomes[i] = store.CreateItem(t.Context(), domain.Item{SKU: sku, Name: "A", OnHand: 1},
-					domain.LockSpec{Fencing: domain.FencingEnforced}, once("c", sku+"-key", sku))
-			})
-		}
-		group.Wait()
-		done := 0
-		for _, err := range outcomes {
-			if err == nil {
-				done++
-			} else {
-				assert.Equal(t, 201, answerOf(t, err).Status)
-			}
-		}
-		require.Equal(t, 1, done)
-	}
+	twins(t, 25, func(round, _ int) error {
+		sku := fmt.Sprint("sku-", round)
+		_, err := store.CreateItem(t.Context(), domain.Item{SKU: sku, Name: "A", OnHand: 1},
+			domain.LockSpec{Fencing: domain.FencingEnforced}, once("c", sku+"-key", sku))
+		return err
+	})
 	_, err := store.CreateItem(t.Context(), domain.Item{SKU: "sku-0", Name: "A"}, domain.LockSpec{Fencing: domain.FencingEnforced}, once("c", "other", "r"))
 	require.ErrorIs(t, err, domain.ErrAlreadyExists)
 	_, err = store.CreateItem(t.Context(), domain.Item{SKU: "new", Name: "A"}, domain.LockSpec{Fencing: domain.FencingEnforced}, once("c", "sku-0-key", "r"))
@@ -175,26 +163,11 @@ func TestTwinsMakeCodes(t *testing.T) {
 	w := newWorld(t)
 	store := w.db.Store(t, 4)
 	const rounds = 25
-	for round := range rounds {
-		var group sync.WaitGroup
-		outcomes := make([]error, 4)
-		for i := range outcomes {
-			group.Go(func() {
-				_, outcomes[i] = store.CreateCoupon(t.Context(), domain.Coupon{Code: fmt.Sprint("code-", round, "-", i), MaxRedemptions: 1},
-					domain.LockSpec{Fencing: domain.FencingEnforced}, once("c", fmt.Sprint("key-", round), "r"))
-			})
-		}
-		group.Wait()
-		done := 0
-		for _, err := range outcomes {
-			if err == nil {
-				done++
-			} else {
-				assert.Equal(t, 201, answerOf(t, err).Status)
-			}
-		}
-		require.Equal(t, 1, done)
-	}
+	twins(t, rounds, func(round, twin int) error {
+		_, err := store.CreateCoupon(t.Context(), domain.Coupon{Code: fmt.Sprint("code-", round, "-", twin), MaxRedemptions: 1},
+			domain.LockSpec{Fencing: domain.FencingEnforced}, once("c", fmt.Sprint("key-", round), "r"))
+		return err
+	})
 	assert.EqualValues(t, rounds, query[int64](t, postgrestest.Connect(t, w.db.ServiceURL), `SELECT count(*) FROM coupons`))
 }
 
@@ -255,17 +228,13 @@ func TestRetryAfterUnknownOutcome(t *testing.T) {
 	w := newWorld(t)
 	key := w.item(t, "a", 10, domain.FencingEnforced)
 	p, store := throughProxy(t, w)
-	transact := func(store *postgres.Store, o *domain.Once) error {
-		_, outcomes, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, false,
-			func() []domain.Section { return []domain.Section{buy(o, "a", 1)} })
-		if err == nil {
-			err = outcomes[0]
-		}
+	send := func(store *postgres.Store) error {
+		_, err := transactSection(t.Context(), store, []domain.Grant{w.grant(key)}, wait, buy(once("c", "one", "r"), "a", 1))
 		return err
 	}
 	p.cut.Store(forGood)
-	require.ErrorIs(t, transact(store, once("c", "one", "r")), domain.ErrOutcomeUnknown)
-	assert.Equal(t, 201, answerOf(t, transact(w.store, once("c", "one", "r"))).Status)
+	require.ErrorIs(t, send(store), domain.ErrOutcomeUnknown)
+	assert.Equal(t, 201, answerOf(t, send(w.store)).Status)
 	assert.EqualValues(t, 1, w.audit(t, key).Held)
 }
 
@@ -284,19 +253,12 @@ func TestCommitsAreCut(t *testing.T) {
 	requests := map[string]func(*postgres.Store, *domain.Once) (location string, err error){
 		"buy": func(store *postgres.Store, o *domain.Once) (string, error) {
 			section := buy(o, "a", 1)
-			_, outcomes, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, false, func() []domain.Section { return []domain.Section{section} })
-			if err != nil {
-				return "", err
-			}
-			return fmt.Sprint("/", section.Result()), outcomes[0]
+			_, err := transactSection(t.Context(), store, []domain.Grant{w.grant(key)}, wait, section)
+			return fmt.Sprint("/", section.Result()), err
 		},
 		"want too much": func(store *postgres.Store, o *domain.Once) (string, error) {
-			_, outcomes, err := store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, false,
-				func() []domain.Section { return []domain.Section{buy(o, "a", 2_000_000)} })
-			if err != nil {
-				return "", err
-			}
-			return "", outcomes[0]
+			_, err := transactSection(t.Context(), store, []domain.Grant{w.grant(key)}, wait, buy(o, "a", 2_000_000))
+			return "", err
 		},
 		"create": func(store *postgres.Store, o *domain.Once) (string, error) {
 			view, err := store.CreateItem(t.Context(), domain.Item{SKU: o.Key, Name: "A"}, domain.LockSpec{Fencing: domain.FencingEnforced}, o)

@@ -17,30 +17,6 @@ import (
 	"fencepost/domain/postgres/postgrestest"
 )
 
-// settle ends a hold, as the use cases do.
-func settle(id string, state domain.ReservationState, why domain.EntryKind, move func(*domain.Item, int64) error,
-) func(context.Context, domain.Tx) error {
-	return func(ctx context.Context, tx domain.Tx) error {
-		r, err := tx.Reservation(ctx, id)
-		if err != nil {
-			return err
-		}
-		for _, line := range r.Lines {
-			item, err := tx.Item(ctx, line.SKU)
-			if err != nil {
-				return err
-			}
-			if err := move(&item, line.Quantity); err != nil {
-				return err
-			}
-			tx.PutItem(item, domain.Entry{Kind: why, Reference: id})
-		}
-		r.State, r.SettledAt = state, r.CreatedAt
-		tx.PutReservation(r)
-		return nil
-	}
-}
-
 // lived makes an item and a coupon to which everything has happened that can.
 func (w *world) lived(t *testing.T) {
 	t.Helper()
@@ -50,9 +26,7 @@ func (w *world) lived(t *testing.T) {
 		func(id string) func(context.Context, domain.Tx) error {
 			return settle(id, domain.Confirmed, domain.EntryConfirm, (*domain.Item).Confirm)
 		},
-		func(id string) func(context.Context, domain.Tx) error {
-			return settle(id, domain.Released, domain.EntryRelease, (*domain.Item).Release)
-		},
+		release,
 	} {
 		r := reservation(domain.Line{SKU: "a", Quantity: 2})
 		require.NoError(t, w.section(t, hold(r), item))

@@ -228,7 +228,7 @@ func TestOpenHolds(t *testing.T) {
 	assert.Equal(t, made, query[int64](t, conn, open))
 
 	for _, id := range ids[:30] {
-		require.NoError(t, w.section(t, settle(id, domain.Released, domain.EntryRelease, (*domain.Item).Release), key))
+		require.NoError(t, w.section(t, release(id), key))
 	}
 	assert.EqualValues(t, 30, fill(func(attempt func() error) error { return bounds[0].Try(t.Context(), shop, attempt) }))
 	assert.EqualValues(t, limit, query[int64](t, conn, open), "what was given back can be held again, and no more")

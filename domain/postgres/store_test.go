@@ -68,7 +68,12 @@ func (w *world) grant(key domain.Key) domain.Grant {
 func transact(ctx context.Context, store *postgres.Store, grants []domain.Grant, wait time.Duration,
 	fn func(context.Context, domain.Tx) error,
 ) (domain.Receipt, error) {
-	receipt, outcomes, err := store.Transact(ctx, grants, wait, false, func() []domain.Section { return []domain.Section{{Run: fn}} })
+	return transactSection(ctx, store, grants, wait, domain.Section{Run: fn})
+}
+
+func transactSection(ctx context.Context, store *postgres.Store, grants []domain.Grant, wait time.Duration, section domain.Section,
+) (domain.Receipt, error) {
+	receipt, outcomes, err := store.Transact(ctx, grants, wait, false, func() []domain.Section { return []domain.Section{section} })
 	if err == nil {
 		err = outcomes[0]
 	}
@@ -102,6 +107,37 @@ func hold(r domain.Reservation) func(context.Context, domain.Tx) error {
 		tx.PutReservation(r)
 		return nil
 	}
+}
+
+// settle ends a hold, as the use cases do.
+func settle(id string, state domain.ReservationState, why domain.EntryKind, move func(*domain.Item, int64) error,
+) func(context.Context, domain.Tx) error {
+	return func(ctx context.Context, tx domain.Tx) error {
+		r, err := tx.Reservation(ctx, id)
+		if err != nil {
+			return err
+		}
+		if r.State != domain.Held {
+			return domain.ErrWrongState
+		}
+		for _, line := range r.Lines {
+			item, err := tx.Item(ctx, line.SKU)
+			if err != nil {
+				return err
+			}
+			if err := move(&item, line.Quantity); err != nil {
+				return err
+			}
+			tx.PutItem(item, domain.Entry{Kind: why, Reference: id})
+		}
+		r.State, r.SettledAt = state, r.CreatedAt
+		tx.PutReservation(r)
+		return nil
+	}
+}
+
+func release(id string) func(context.Context, domain.Tx) error {
+	return settle(id, domain.Released, domain.EntryRelease, (*domain.Item).Release)
 }
 
 func reservation(lines ...domain.Line) domain.Reservation {
@@ -201,26 +237,7 @@ func TestSharedTransaction(t *testing.T) {
 	boom := errors.New("boom")
 	abandoned, taken, refused, last := reservation(domain.Line{SKU: "a", Quantity: 4}), reservation(domain.Line{SKU: "a", Quantity: 4}),
 		reservation(domain.Line{SKU: "a", Quantity: 1}), reservation(domain.Line{SKU: "a", Quantity: 5})
-	release := func(ctx context.Context, tx domain.Tx) error {
-		r, err := tx.Reservation(ctx, earlier.ID)
-		if err != nil {
-			return err
-		}
-		if r.State != domain.Held {
-			return domain.ErrWrongState
-		}
-		item, err := tx.Item(ctx, "a")
-		if err != nil {
-			return err
-		}
-		if err := item.Release(6); err != nil {
-			return err
-		}
-		r.State, r.SettledAt = domain.Released, r.CreatedAt
-		tx.PutItem(item, domain.Entry{Kind: domain.EntryRelease, Reference: r.ID})
-		tx.PutReservation(r)
-		return nil
-	}
+	release := release(earlier.ID)
 	then := func(run func(context.Context, domain.Tx) error, err error) func(context.Context, domain.Tx) error {
 		return func(ctx context.Context, tx domain.Tx) error { return errors.Join(run(ctx, tx), err) }
 	}
@@ -391,13 +408,7 @@ func TestUnitOfWork(t *testing.T) {
 			return err
 		}
 		assert.EqualValues(t, 4, item.Reserved)
-		if err := item.Release(4); err != nil {
-			return err
-		}
-		again.State, again.SettledAt = domain.Released, again.CreatedAt
-		tx.PutItem(item, domain.Entry{Kind: domain.EntryRelease, Reference: r.ID})
-		tx.PutReservation(again)
-		return nil
+		return release(r.ID)(ctx, tx)
 	}, key))
 	stored, err := w.store.Reservation(t.Context(), r.ID)
 	require.NoError(t, err)
@@ -723,33 +734,11 @@ func TestSettlingTwiceAtOnce(t *testing.T) {
 	key := w.item(t, "a", 10, domain.FencingOff)
 	r := reservation(domain.Line{SKU: "a", Quantity: 2})
 	require.NoError(t, w.section(t, hold(r), key))
-	settle := func(between func()) func(context.Context, domain.Tx) error {
-		return func(ctx context.Context, tx domain.Tx) error {
-			r, err := tx.Reservation(ctx, r.ID)
-			if err != nil {
-				return err
-			}
-			if r.State != domain.Held {
-				return domain.ErrWrongState
-			}
-			item, err := tx.Item(ctx, "a")
-			if err != nil {
-				return err
-			}
-			between()
-			if err := item.Release(2); err != nil {
-				return err
-			}
-			r.State, r.SettledAt = domain.Released, r.CreatedAt
-			tx.PutItem(item, domain.Entry{Kind: domain.EntryRelease, Reference: r.ID})
-			tx.PutReservation(r)
-			return nil
-		}
-	}
 	second := w.db.Store(t, 1)
-	err := w.section(t, settle(func() {
-		_, err := transact(t.Context(), second, []domain.Grant{w.grant(key)}, wait, settle(func() {}))
+	err := w.section(t, settle(r.ID, domain.Released, domain.EntryRelease, func(item *domain.Item, quantity int64) error {
+		_, err := transact(t.Context(), second, []domain.Grant{w.grant(key)}, wait, release(r.ID))
 		require.NoError(t, err)
+		return item.Release(quantity)
 	}), key)
 	require.ErrorIs(t, err, domain.ErrWrongState)
 	assert.True(t, w.audit(t, key).OK())
@@ -808,48 +797,25 @@ func TestCancelled(t *testing.T) {
 	lost := errors.New("the lease was lost")
 	work := hold(reservation(domain.Line{SKU: "a", Quantity: 1}))
 
-	t.Run("before the commit", func(t *testing.T) {
-		t.Parallel()
-		w := newWorld(t)
-		key := w.item(t, "a", 10, domain.FencingEnforced)
-		before, err := w.store.Item(t.Context(), "a")
-		require.NoError(t, err)
-		ctx, cancel := context.WithCancelCause(t.Context())
-		_, err = transact(ctx, w.store, []domain.Grant{w.grant(key)}, wait, func(ctx context.Context, tx domain.Tx) error {
-			defer cancel(lost)
-			return work(ctx, tx)
+	for name, section := range map[string]func(ctx context.Context, tx domain.Tx, lose func()) error{
+		"before the commit":                        func(ctx context.Context, tx domain.Tx, lose func()) error { defer lose(); return work(ctx, tx) },
+		"before the commit, with nothing to write": func(_ context.Context, _ domain.Tx, lose func()) error { lose(); return nil },
+		"in the section":                           func(ctx context.Context, tx domain.Tx, lose func()) error { lose(); return work(ctx, tx) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			key := w.item(t, "a", 10, domain.FencingEnforced)
+			before, err := w.store.Item(t.Context(), "a")
+			require.NoError(t, err)
+			ctx, cancel := context.WithCancelCause(t.Context())
+			_, err = transact(ctx, w.store, []domain.Grant{w.grant(key)}, wait, func(ctx context.Context, tx domain.Tx) error {
+				return section(ctx, tx, func() { cancel(lost) })
+			})
+			require.ErrorIs(t, err, lost)
+			w.untouched(t, key, before)
 		})
-		require.ErrorIs(t, err, lost)
-		w.untouched(t, key, before)
-	})
-	t.Run("before the commit, with nothing to write", func(t *testing.T) {
-		t.Parallel()
-		w := newWorld(t)
-		key := w.item(t, "a", 10, domain.FencingEnforced)
-		before, err := w.store.Item(t.Context(), "a")
-		require.NoError(t, err)
-		ctx, cancel := context.WithCancelCause(t.Context())
-		_, err = transact(ctx, w.store, []domain.Grant{w.grant(key)}, wait, func(context.Context, domain.Tx) error {
-			cancel(lost)
-			return nil
-		})
-		require.ErrorIs(t, err, lost)
-		w.untouched(t, key, before)
-	})
-	t.Run("in the section", func(t *testing.T) {
-		t.Parallel()
-		w := newWorld(t)
-		key := w.item(t, "a", 10, domain.FencingEnforced)
-		before, err := w.store.Item(t.Context(), "a")
-		require.NoError(t, err)
-		ctx, cancel := context.WithCancelCause(t.Context())
-		_, err = transact(ctx, w.store, []domain.Grant{w.grant(key)}, wait, func(ctx context.Context, tx domain.Tx) error {
-			cancel(lost)
-			return work(ctx, tx)
-		})
-		require.ErrorIs(t, err, lost)
-		w.untouched(t, key, before)
-	})
+	}
 	t.Run("while presenting waits", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
