@@ -56,7 +56,7 @@ func (a *auditCommand) Run(ctx context.Context, c *Config, con console) error {
 		return print(con.out, row)
 	}
 	if a.Resource == "" {
-		_, err = store.AuditEach(ctx, "", each)
+		err = store.AuditEach(ctx, each)
 	} else {
 		var rows []domain.AuditRow
 		if rows, err = store.Audit(ctx, domain.Key(a.Resource)); err == nil {

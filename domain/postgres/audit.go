@@ -15,8 +15,6 @@ const (
 	theseKeys = `SELECT unnest($1::text[]) AS resource`
 	allKeys   = `SELECT resource FROM fences UNION SELECT resource FROM ledger
 	           UNION SELECT resource FROM reservation_lines UNION SELECT resource FROM redemptions`
-	// A change leaves its transaction's number on the fence. Where fencing is off it leaves nothing.
-	changedKeys = `SELECT resource FROM fences WHERE fencing = 'off' OR presented_in >= $1::text::xid8`
 )
 
 // auditSQL counts what was given out from the rows of those who got it. The counters of items and coupons, which is what a
@@ -120,52 +118,35 @@ func (s *Store) Audit(ctx context.Context, keys ...domain.Key) ([]domain.AuditRo
 	return audit, nil
 }
 
-// AuditEach audits resource by resource, and tells of each as it comes. It sees the database at one moment,
-// on a connection that no request needs, however long each takes.
-//
-// since, if not empty, is what an earlier call has returned, and leaves out what cannot have changed since: resources whose
-// fence nobody has presented to. The owner of the schema can change a row without presenting, and numbers of transactions
-// begin again when a dump is restored into a new cluster; so who audits continuously audits everything from time to time.
-func (s *Store) AuditEach(ctx context.Context, since string, each func(domain.AuditRow) error) (until string, err error) {
+// AuditEach audits all resources, and tells of each as it comes. It sees the database at one moment, on a connection that no
+// request needs, however long it takes.
+func (s *Store) AuditEach(ctx context.Context, each func(domain.AuditRow) error) error {
 	conn, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig)
 	if err != nil {
-		return "", fmt.Errorf("connecting for the audit: %w", domainError(ctx, err))
+		return fmt.Errorf("connecting for the audit: %w", domainError(ctx, err))
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
-	if err != nil {
-		return "", fmt.Errorf("beginning the audit: %w", domainError(ctx, err))
-	}
-	// Whoever is not in this snapshot has a number from here on.
-	if err := tx.QueryRow(ctx, `SELECT pg_snapshot_xmin(pg_current_snapshot())::text`).Scan(&until); err != nil {
-		return "", fmt.Errorf("reading the moment of the audit: %w", domainError(ctx, err))
-	}
-	var rows pgx.Rows
-	if since == "" {
-		rows, _ = tx.Query(ctx, auditSQL(allKeys))
-	} else {
-		rows, _ = tx.Query(ctx, auditSQL(changedKeys), since)
-	}
+	rows, _ := conn.Query(ctx, auditSQL(allKeys)) // rows has the query's error
 	defer rows.Close()
 	for rows.Next() {
 		row, err := scanAudit(rows)
 		if err != nil {
-			return "", fmt.Errorf("auditing: %w", err)
+			return fmt.Errorf("auditing: %w", err)
 		}
 		if err := each(row); err != nil {
-			return "", err
+			return err
 		}
 	}
 	if err := rows.Err(); err != nil {
-		return "", fmt.Errorf("auditing: %w", domainError(ctx, err))
+		return fmt.Errorf("auditing: %w", domainError(ctx, err))
 	}
-	return until, nil
+	return nil
 }
 
 // AuditSums is the audit of all resources in short, for who asks every minute. What has lost its fence counts as enforced.
 func (s *Store) AuditSums(ctx context.Context) (map[domain.Fencing]domain.AuditSum, error) {
 	sums := map[domain.Fencing]domain.AuditSum{}
-	_, err := s.AuditEach(ctx, "", func(r domain.AuditRow) error {
+	err := s.AuditEach(ctx, func(r domain.AuditRow) error {
 		fencing := r.Fencing
 		if fencing == "" {
 			fencing = domain.FencingEnforced
