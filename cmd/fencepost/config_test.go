@@ -38,6 +38,12 @@ func clean(t *testing.T, env map[string]string) {
 func runIn(t *testing.T, env map[string]string, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	clean(t, env)
+	return again(t, args...)
+}
+
+// again runs a command in the environment that is set, beside an instance that runs in it.
+func again(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
 	var out, err bytes.Buffer
 	code = run(t.Context(), args, &out, &err)
 	return code, out.String(), err.String()

@@ -2,12 +2,10 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"regexp"
 	"strings"
 	"sync"
@@ -193,9 +191,7 @@ func TestShutdownCutsOffWhatTakesTooLong(t *testing.T) {
 
 // An instance that cannot listen must not take over and turn away the writes of the one that can.
 func TestInstanceThatCannotListenTakesNothingOver(t *testing.T) {
-	db := postgrestest.New(t)
-	redis := os.Getenv("FENCEPOST_REDIS_URL")
-	require.NotEmpty(t, redis, "run the tests with 'make test'")
+	db, redis := postgrestest.New(t), redisURL(t)
 	env := map[string]string{"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_AUTH": "off"}
 	i := start(t, env)
 
@@ -210,16 +206,24 @@ func TestInstanceThatCannotListenTakesNothingOver(t *testing.T) {
 	assert.Contains(t, answer, `"strategy":"postgres"`)
 }
 
-func TestRedisThatDoesNotAnswer(t *testing.T) {
+func TestLockServersThatDoNotAnswer(t *testing.T) {
 	db := postgrestest.New(t)
-	code, _, stderr := runIn(t, map[string]string{
-		"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_AUTH": "off", "FENCEPOST_LISTEN": "127.0.0.1:0",
-		"FENCEPOST_INVENTORY_LOCK": "redis", "FENCEPOST_REDIS_URL": "redis://:hunter2@127.0.0.1:1",
-	}, "serve")
-	assert.Equal(t, exitFailed, code)
-	assert.True(t, strings.HasPrefix(stderr, "fencepost: Redis at 127.0.0.1:1 does not answer: start it or correct FENCEPOST_REDIS_URL ("), stderr)
-	assert.Equal(t, 1, strings.Count(stderr, "\n"), stderr)
-	assert.NotContains(t, stderr, "hunter2")
+	for says, env := range map[string]map[string]string{
+		"Redis at 127.0.0.1:1 does not answer: start it or correct FENCEPOST_REDIS_URL": {
+			"FENCEPOST_INVENTORY_LOCK": "redis", "FENCEPOST_REDIS_URL": "redis://:hunter2@127.0.0.1:1",
+		},
+		"ZooKeeper at 127.0.0.1:1,127.0.0.1:2 does not answer: start it or correct FENCEPOST_ZOOKEEPER_SERVERS": {
+			"FENCEPOST_INVENTORY_LOCK": "zookeeper", "FENCEPOST_ZOOKEEPER_SERVERS": "127.0.0.1:1,127.0.0.1:2",
+			"FENCEPOST_ZOOKEEPER_AUTH": "fencepost:hunter2",
+		},
+	} {
+		env["FENCEPOST_DATABASE_URL"], env["FENCEPOST_AUTH"], env["FENCEPOST_LISTEN"] = db.ServiceURL, "off", "127.0.0.1:0"
+		code, _, stderr := runIn(t, env, "serve")
+		assert.Equal(t, exitFailed, code)
+		assert.True(t, strings.HasPrefix(stderr, "fencepost: "+says+" ("), stderr)
+		assert.Equal(t, 1, strings.Count(stderr, "\n"), stderr)
+		assert.NotContains(t, stderr, "hunter2")
+	}
 }
 
 func TestWhereTheOthersAreIsToldOnlyWithoutKeys(t *testing.T) {
@@ -265,19 +269,6 @@ func TestIdleConnections(t *testing.T) {
 	assert.Equal(t, 200, response.StatusCode)
 }
 
-func TestZooKeeperThatDoesNotAnswer(t *testing.T) {
-	db := postgrestest.New(t)
-	code, _, stderr := runIn(t, map[string]string{
-		"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_AUTH": "off", "FENCEPOST_LISTEN": "127.0.0.1:0",
-		"FENCEPOST_INVENTORY_LOCK": "zookeeper", "FENCEPOST_ZOOKEEPER_SERVERS": "127.0.0.1:1,127.0.0.1:2",
-		"FENCEPOST_ZOOKEEPER_AUTH": "fencepost:hunter2",
-	}, "serve")
-	assert.Equal(t, exitFailed, code)
-	assert.True(t, strings.HasPrefix(stderr, "fencepost: ZooKeeper at 127.0.0.1:1,127.0.0.1:2 does not answer: start it or correct FENCEPOST_ZOOKEEPER_SERVERS ("), stderr)
-	assert.Equal(t, 1, strings.Count(stderr, "\n"), stderr)
-	assert.NotContains(t, stderr, "hunter2")
-}
-
 func TestKeysCommand(t *testing.T) {
 	db := postgrestest.New(t)
 	env := map[string]string{"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_DRAIN_DELAY": "0s"}
@@ -303,19 +294,9 @@ func TestKeysCommand(t *testing.T) {
 	assert.Equal(t, exitOK, <-i.exit)
 }
 
-// again runs a command in the environment that is set, beside an instance that runs in it.
-func again(t *testing.T, args ...string) (code int, stdout, stderr string) {
-	t.Helper()
-	var out, err bytes.Buffer
-	code = run(t.Context(), args, &out, &err)
-	return code, out.String(), err.String()
-}
-
 func TestSwitchCommand(t *testing.T) {
 	db := postgrestest.New(t)
-	redis := os.Getenv("FENCEPOST_REDIS_URL")
-	require.NotEmpty(t, redis, "run the tests with 'make test'")
-	i := start(t, map[string]string{"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_AUTH": "off", "FENCEPOST_REDIS_URL": redis})
+	i := start(t, map[string]string{"FENCEPOST_DATABASE_URL": db.ServiceURL, "FENCEPOST_AUTH": "off", "FENCEPOST_REDIS_URL": redisURL(t)})
 	status, answer := i.call(t, "POST", "/v1/items", `{"sku":"lamp","name":"Lamp","stock":9}`)
 	require.Equal(t, 201, status, answer)
 	sells := func(strategy string) {
