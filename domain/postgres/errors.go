@@ -17,7 +17,7 @@ import (
 	"fencepost/domain"
 )
 
-// The fence's own SQLSTATEs; the migrations say what each means.
+// The SQLSTATEs that mean something here. Of the fence's own the migrations say what.
 const (
 	stateStaleToken   = "FP001"
 	stateNotInCharge  = "FP002"

@@ -28,7 +28,7 @@ import (
 
 // Options of a store.
 type Options struct {
-	MaxConns int32  // connections for requests; three more are kept for health checks, the audit in the background, and sweeps
+	MaxConns int32  // connections for requests; three more are kept for health checks and sweeps, and an audit opens one for itself
 	Instance string // names this process in recorded refusals
 	Log      *slog.Logger
 	Traces   trace.TracerProvider // of what is done for requests; nil: nobody traces
@@ -84,7 +84,7 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	if s.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, fmt.Errorf("preparing the connection pool: %w", err)
 	}
-	healthConfig.MaxConns = 2 // AuditSums may take long, and must not make the instance look dead
+	healthConfig.MaxConns = 2 // who asks for the reigns must not make the instance look dead
 	if s.health, err = pgxpool.NewWithConfig(ctx, healthConfig); err != nil {
 		s.pool.Close()
 		return nil, fmt.Errorf("preparing the health connection: %w", err)
