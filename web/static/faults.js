@@ -13,7 +13,7 @@ import { host } from './words.js';
  * @property {string} [no_lab]
  * @property {{
  *   instances: {url: string, state: 'running' | 'paused' | 'killed'}[],
- *   servers: {name: string, version: string, source: string, why_not?: string}[],
+ *   servers: {name: string, version: string, why_not?: string}[],
  *   machine: string, storage: string,
  * }} [lab]
  */

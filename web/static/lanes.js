@@ -25,7 +25,7 @@ export function entriesOf(state) {
  * @param {State} state
  * @returns {Lane[]}
  */
-export function lanesOf(state) {
+function lanesOf(state) {
   const { instances, strategy } = state.settings;
   const names = [...new Set([strategy, ...state.log.flatMap((e) => (e.kind === 'reign' && e.strategy ? [e.strategy] : []))])];
   const places = { none: '', local: 'one in each process', postgres: 'in PostgreSQL' };
@@ -225,7 +225,7 @@ export function lanes(state, { now, width, marked, choose }) {
     const a = along(line.entry(e));
     const i = lane(e.instance);
     const grant = state.grants.find((g) => g.id === e.grant);
-    const parts = mark(state, e, grant);
+    const parts = mark(e, grant);
     if (!parts) continue;
     const group = svg('g', { class: `mark ${parts.tone}${e.n === marked ? ' marked' : ''}`, 'data-entry': e.n },
       svg('title', {}, sentence(state, e)));
@@ -265,12 +265,11 @@ export function lanes(state, { now, width, marked, choose }) {
 
 /**
  * What an entry looks like: an arrow from one lane to another, a line through all of them, or a flag at its holder.
- * @param {State} state
  * @param {Entry} e
  * @param {Grant | undefined} grant
  * @returns {{from: string, to: string | null, text: string, tone: string, crossed?: boolean, flag?: boolean, near?: boolean} | null}
  */
-function mark(state, e, grant) {
+function mark(e, grant) {
   const token = grant?.token ? short(grant.token) : '';
   switch (e.kind) {
     case 'began':

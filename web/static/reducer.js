@@ -48,9 +48,7 @@
  * @typedef {object} ServerData
  * @property {GrantData[]} [grants]
  * @property {string} [outcome]
- * @property {number} [acquire_ms]
  * @property {number} [term_ms]
- * @property {number} [hold_ms]
  * @property {number} [sections]
  * @property {string} [reason]
  * @property {GrantData} [presented]
@@ -84,13 +82,10 @@
  * @property {string} strategy
  * @property {string} epoch
  * @property {string} token        empty if there is none
- * @property {number} asked
  * @property {number} from
  * @property {number | null} until when the lease ends if nothing more is heard of the holder; null: it has no term
  * @property {number | null} to    when it was given back
  * @property {boolean} batched     its sections share transactions
- * @property {number} committed    sections
- * @property {number} refused      sections that changed nothing
  */
 
 /**
@@ -133,7 +128,7 @@
  */
 
 /** @type {Settings} */
-export const noSettings = { strategy: '', fencing: 'off', stock: 0, buyers: 0, instances: [], slow: 0, seed: 1, title: '' };
+const noSettings = { strategy: '', fencing: 'off', stock: 0, buyers: 0, instances: [], slow: 0, seed: 1, title: '' };
 
 /** @type {State} */
 export const idle = {
@@ -226,7 +221,8 @@ function server(state, { t, instance, kind, data }) {
       return noted({
         ...state,
         grants: [...state.grants, {
-          ...held(mine, instance), asked: t - (data.acquire_ms ?? 0), from: t, until: data.term_ms ? t + data.term_ms : null,
+          id: mine.grant_id, instance, strategy: mine.strategy ?? '', epoch: mine.epoch, token: mine.token ?? '',
+          from: t, until: data.term_ms ? t + data.term_ms : null, to: null, batched: false,
         }],
       }, { t, kind: 'began', instance, grant: mine.grant_id });
     case 'renewed':
@@ -237,15 +233,12 @@ function server(state, { t, instance, kind, data }) {
         { t, kind: 'write', instance, grant: mine.grant_id, outcome: 'committed', sections: data.sections });
     case 'section': {
       if (!mine?.grant_id) return state; // it got no lock; its caller's answer says so
-      const committed = data.outcome === 'committed';
-      const next = changed(state, mine, (g) => ({
-        token: mine.token ?? g.token, committed: g.committed + Number(committed), refused: g.refused + Number(!committed),
-      }));
-      const batched = next.grants.find((g) => g.id === mine.grant_id)?.batched;
+      const next = changed(state, mine, (g) => ({ token: mine.token ?? g.token }));
+      const grant = next.grants.find((g) => g.id === mine.grant_id);
       // What the fence refused has an entry of its own, and what never came to the database has none.
-      if (batched || !(committed || data.outcome === 'out_of_stock')) return next;
+      if (grant?.batched || !(data.outcome === 'committed' || data.outcome === 'out_of_stock')) return next;
       // A section is told of when its lock has been given back already; it has written before.
-      const to = next.grants.find((g) => g.id === mine.grant_id)?.to ?? t;
+      const to = grant?.to ?? t;
       return noted(next, { t: Math.min(t, to), kind: 'write', instance, grant: mine.grant_id, outcome: data.outcome, sections: 1 });
     }
     case 'released':
@@ -267,18 +260,6 @@ function server(state, { t, instance, kind, data }) {
       return noted(state, { t, kind: 'gap', instance });
   }
   return state;
-}
-
-/**
- * @param {GrantData} data
- * @param {string} instance
- * @returns {Grant}
- */
-function held(data, instance) {
-  return {
-    id: data.grant_id ?? '', instance, strategy: data.strategy ?? '', epoch: data.epoch, token: data.token ?? '',
-    asked: 0, from: 0, until: null, to: null, batched: false, committed: 0, refused: 0,
-  };
 }
 
 /**

@@ -17,7 +17,6 @@ import { counts, outcomes } from './numbers.js';
  * @property {boolean} fences     it issues fencing tokens
  * @property {boolean} available
  * @property {string} [problem]   why it is not available, and what to do
- * @property {string} [server]
  */
 
 /**
