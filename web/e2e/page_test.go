@@ -25,7 +25,7 @@ func TestATruthfulService(t *testing.T) {
 	if got := evaluate[string](p, `document.querySelector('#verdict').dataset.tone`); got != "good" {
 		t.Errorf("the verdict looks %s, want good", got)
 	}
-	if got, want := p.text("#legend"), "waiting 0 asking 0 holding 0 sold 100 refused 200 fenced 0 failed 0"; got != want {
+	if got, want := p.text(".legend"), "waiting 0 asking 0 holding 0 sold 100 refused 200 fenced 0 failed 0"; got != want {
 		t.Errorf("legend %q, want %q", got, want)
 	}
 	if got, want := p.text("#outcomes"), "out_of_stock 200 0 units are available. created 100 One unit is held for the buyer."; got != want {
@@ -136,7 +136,7 @@ func TestFailuresAreCountedAndNotRetried(t *testing.T) {
 	p := open(t)
 	p.visit(s.urls()[0] + "/?stock=100&buyers=100")
 	p.race()
-	if got, want := p.text("#legend"), "waiting 0 asking 0 holding 0 sold 90 refused 0 fenced 0 failed 10"; got != want {
+	if got, want := p.text(".legend"), "waiting 0 asking 0 holding 0 sold 90 refused 0 fenced 0 failed 10"; got != want {
 		t.Errorf("legend %q, want %q", got, want)
 	}
 	if got := p.text("#outcomes"); !strings.Contains(got, "lock_timeout 10 Others held the lock") || !strings.Contains(got, "May be tried again.") {
@@ -158,7 +158,7 @@ func TestAnswersThatAreLost(t *testing.T) {
 		"5 units more than buyers were told: answers were lost on the way."; got != want {
 		t.Errorf("verdict %q, want %q", got, want)
 	}
-	if got, want := p.text("#legend"), "waiting 0 asking 0 holding 0 sold 45 refused 0 fenced 0 failed 5"; got != want {
+	if got, want := p.text(".legend"), "waiting 0 asking 0 holding 0 sold 45 refused 0 fenced 0 failed 5"; got != want {
 		t.Errorf("legend %q, want %q", got, want)
 	}
 	p.clean(s.urls()...)

@@ -120,7 +120,7 @@ func TestReplay(t *testing.T) {
 	p.race()
 	p.wait(`!document.querySelector('#share').disabled`)
 	drawn := func(p *tab) string {
-		return evaluate[string](p, `[document.querySelector('#verdict').innerText, document.querySelector('#legend').innerText, document.querySelector('#log').innerText].join('\n')`)
+		return evaluate[string](p, `[document.querySelector('#verdict').innerText, document.querySelector('.legend').innerText, document.querySelector('#log').innerText].join('\n')`)
 	}
 	events := evaluate[int](p, `Number(document.querySelector('#scrub').max)`)
 	require.Greater(t, events, 30, "the servers' events are among them")

@@ -111,9 +111,9 @@ function plot(title, rows, value, text) {
   rows.forEach((r, i) => {
     const long = Math.max(1, (135 * (value(r) || 0)) / most);
     picture.append(
-      svg('text', { x: 0, y: i * 22 + 16, class: 'tag' }, r.strategy),
+      svg('text', { x: 0, y: i * 22 + 16 }, r.strategy),
       svg('rect', { x: 82, y: i * 22 + 4, width: long, height: 16, rx: 2, class: r.oversold > 0 ? 'plot-bad' : 'plot-good' }),
-      svg('text', { x: 88 + long, y: i * 22 + 16, class: 'tag' }, text(value(r))),
+      svg('text', { x: 88 + long, y: i * 22 + 16 }, text(value(r))),
     );
   });
   return element('figure', {}, element('figcaption', {}, title), picture);

@@ -196,7 +196,7 @@ export function lanes(state, { now, width, marked, choose }) {
       // Each process has a mutex of its own: side by side, and not one behind the other.
       const shift = g.strategy === 'local' ? (i - (state.settings.instances.length - 1) / 2) * 16 : 0;
       const to = Math.max(from, until(ends));
-      root.append(bar(from, to, across(lock) + shift, g.strategy === 'local' ? 12 : 18, { class: `lease ${hue}` }));
+      root.append(bar(from, to, across(lock) + shift, g.strategy === 'local' ? 12 : 18, { class: hue }));
       const name = letter(state, g.instance) + (g.token && !down ? ` ${short(g.token)}` : '');
       if (to - from > (down ? 16 : name.length * 8 + 6)) {
         root.append(label(from + (down ? 13 : 5), across(lock) + shift + (down ? 0 : 4), name, 'on-bar', down ? { 'text-anchor': 'middle' } : {}));
@@ -227,8 +227,7 @@ export function lanes(state, { now, width, marked, choose }) {
     const grant = state.grants.find((g) => g.id === e.grant);
     const parts = mark(e, grant);
     if (!parts) continue;
-    const group = svg('g', { class: `mark ${parts.tone}${e.n === marked ? ' marked' : ''}`, 'data-entry': e.n },
-      svg('title', {}, sentence(state, e)));
+    const group = svg('g', { class: `mark ${parts.tone}` }, svg('title', {}, sentence(state, e)));
     const [c0, c1] = parts.to === null
       ? [across(0) - room / 2 + 6, across(columns.length - 1) + room / 2 - 6]
       : [across(parts.from === 'holder' ? i : lane(parts.from)), across(parts.to === 'holder' ? i : lane(parts.to))];
