@@ -16,6 +16,9 @@ const perInstance = 5;
 /** A clock that differs by more is another machine's. */
 const mostSkewMs = 5000;
 
+/** Nothing that a story waits for takes longer, unless something is broken. */
+const patienceMs = 15_000;
+
 export class Run {
   sku = '';
   /** @type {Settings | null} */
@@ -61,16 +64,15 @@ export class Run {
    * Returns when the state, with all that was told, passes the test.
    * @param {(state: State) => boolean} test
    * @param {string} what
-   * @param {number} [patience]
    */
-  until(test, what, patience = 15_000) {
+  until(test, what) {
     const passes = () => test(this.page.player.state);
     if (passes()) return Promise.resolve();
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
         this.#watches = this.#watches.filter((w) => w.done !== done);
         reject(new Trouble(`This was waited for in vain: ${what}. See that all instances run, then go back and forward again.`, 200));
-      }, patience);
+      }, patienceMs);
       const done = () => { clearTimeout(timer); resolve(undefined); };
       this.#watches.push({ test: passes, done });
     });
@@ -319,4 +321,3 @@ export function shuffled(list, random) {
   }
   return copy;
 }
-

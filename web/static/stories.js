@@ -19,9 +19,11 @@ import { deal } from './run.js';
  * @property {string} title
  * @property {string[]} needs     strategies
  * @property {boolean} lab        the laboratory has to break something
- * @property {number} instances   the least
  * @property {Step[]} steps
  */
+
+/** The holders A and B of every story. */
+const leastInstances = 2;
 
 /** What a story acts on. It lasts from the first step to the last. */
 export class Stage {
@@ -89,11 +91,16 @@ export class Stage {
     await this.run.fault('pause', { instance: this.a });
   }
 
+  /** Waits for the requests that are under way. */
+  async join() {
+    await Promise.all(this.under);
+    this.under = [];
+  }
+
   /** A goes on, and everything that was under way comes to its end. */
   async wakeA() {
     await this.run.fault('resume', { instance: this.a });
-    await Promise.all(this.under);
-    this.under = [];
+    await this.join();
     await this.run.until((s) => s.grants.every((g) => g.to !== null), 'every lock is given back');
     await this.run.count();
   }
@@ -123,7 +130,6 @@ export class Stage {
     this.run.go();
     await this.ready();
     await Promise.allSettled(this.under);
-    this.under = [];
     this.run.busy = false;
   }
 }
@@ -131,7 +137,7 @@ export class Stage {
 /** @type {Story[]} */
 export const stories = [
   {
-    id: 'no-lock', title: 'No lock at all', needs: ['none'], lab: false, instances: 2,
+    id: 'no-lock', title: 'No lock at all', needs: ['none'], lab: false,
     steps: [
       {
         title: '90 buyers, 20 units, no lock',
@@ -150,7 +156,7 @@ export const stories = [
     ],
   },
   {
-    id: 'mutex', title: 'A mutex on two servers', needs: ['local'], lab: false, instances: 2,
+    id: 'mutex', title: 'A mutex on two servers', needs: ['local'], lab: false,
     steps: [
       {
         title: 'One server',
@@ -170,7 +176,7 @@ export const stories = [
     ],
   },
   {
-    id: 'redis', title: 'A Redis lock that works', needs: ['redis'], lab: false, instances: 2,
+    id: 'redis', title: 'A Redis lock that works', needs: ['redis'], lab: false,
     steps: [
       {
         title: 'One lock for all servers',
@@ -189,7 +195,7 @@ export const stories = [
     ],
   },
   {
-    id: 'paused-holder', title: 'The paused holder', needs: ['redis'], lab: true, instances: 2,
+    id: 'paused-holder', title: 'The paused holder', needs: ['redis'], lab: true,
     steps: [
       {
         title: 'Fence off: A is stopped before its write',
@@ -226,7 +232,7 @@ export const stories = [
     ],
   },
   {
-    id: 'forgetful-redis', title: 'The Redis node that forgot', needs: ['redis'], lab: true, instances: 2,
+    id: 'forgetful-redis', title: 'The Redis node that forgot', needs: ['redis'], lab: true,
     steps: [
       {
         title: 'Fence off: A holds token 3',
@@ -269,7 +275,7 @@ export const stories = [
     ],
   },
   {
-    id: 'dead-session', title: 'The ZooKeeper session that died', needs: ['zookeeper'], lab: true, instances: 2,
+    id: 'dead-session', title: 'The ZooKeeper session that died', needs: ['zookeeper'], lab: true,
     steps: [
       {
         title: 'A is cut off from ZooKeeper',
@@ -292,8 +298,7 @@ export const stories = [
         title: 'The session dies, and B buys',
         say: 'When the session is over ZooKeeper removes the node, and B is next. This time the holder has noticed in time. The fence is for the time when it cannot.',
         act: async (stage) => {
-          await Promise.all(stage.under);
-          stage.under = [];
+          await stage.join();
           await stage.run.fault('mend', { instance: stage.a });
           await stage.run.count();
         },
@@ -301,7 +306,7 @@ export const stories = [
     ],
   },
   {
-    id: 'switching', title: 'Switching under load', needs: ['postgres', 'redis', 'zookeeper'], lab: true, instances: 2,
+    id: 'switching', title: 'Switching under load', needs: ['postgres', 'redis', 'zookeeper'], lab: true,
     steps: [
       {
         title: 'A race under row locks',
@@ -329,8 +334,7 @@ export const stories = [
         say: 'Once more. For a moment two kinds of lock are in use at once, and still no unit is sold twice: the epoch says which one counts.',
         act: async (stage) => {
           await stage.goOn('zookeeper');
-          await Promise.all(stage.under);
-          stage.under = [];
+          await stage.join();
           await stage.run.count();
         },
       },
@@ -365,7 +369,7 @@ export function hindrance(story, strategies, instances, noLab, demo) {
     const s = strategies.find((known) => known.name === name);
     if (!s?.available) return `It needs the lock ${name}. ${s?.problem ?? 'The service does not know it.'}`;
   }
-  if (instances < story.instances) return `It needs ${story.instances} instances, and the page can reach ${instances}. Run make demo.`;
+  if (instances < leastInstances) return `It needs ${leastInstances} instances, and the page can reach ${instances}. Run make demo.`;
   if (!demo) return 'It slows requests down, which this service does not allow. Run make demo, or start it with FENCEPOST_DEMO=on.';
   return story.lab ? noLab : '';
 }
