@@ -3,16 +3,26 @@
 
 /** @typedef {import('./reducer.js').Answer} Answer */
 
-/** A request that could not be served, in words for the reader. */
+/** What did not succeed, in words for the reader. */
 export class Trouble extends Error {
   /**
    * @param {string} message
-   * @param {number} status 0 if there was no answer
+   * @param {number} [status]  of the answer that was the trouble; 0: there was none
    */
   constructor(message, status) {
     super(message);
     this.status = status;
   }
+}
+
+/**
+ * What a reader is told of a failure. What was not foreseen is for the console as well.
+ * @param {unknown} cause
+ */
+export function explain(cause) {
+  if (cause instanceof Trouble) return cause.message;
+  console.error(cause);
+  return `The page failed: ${cause}`;
 }
 
 // Longer than any instance waits for a lock: a request that gets no answer within it is reported, not repeated.

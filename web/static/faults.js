@@ -1,8 +1,8 @@
 // The instances with their state, and the buttons that break things. It promises that a button says what it really does, and
 // one that cannot be pressed says why.
 
+import { explain } from './api.js';
 import { $, element, setText } from './dom.js';
-import { words } from './run.js';
 import { host } from './words.js';
 
 /**
@@ -124,7 +124,7 @@ export class Faults {
     try {
       this.#say(`Done: ${await this.page.run.fault(fault, target)}.`);
     } catch (cause) {
-      this.#say(words(cause));
+      this.#say(explain(cause));
     }
   }
 

@@ -1,8 +1,8 @@
 // The guide leads through the stories, step by step. It promises that "step k of n" and both buttons are always there and stay
 // where they are, that going back shows what was seen then and repeats nothing, and that a step which fails says why.
 
+import { explain } from './api.js';
 import { $, button, element, select, setText } from './dom.js';
-import { words } from './run.js';
 import { hindrance, Stage, stories } from './stories.js';
 import { verdict } from './words.js';
 
@@ -61,7 +61,7 @@ export class Guide {
     try {
       await stage?.tidy();
     } catch (cause) {
-      this.#trouble(words(cause));
+      this.#trouble(explain(cause));
     }
   }
 
@@ -107,7 +107,7 @@ export class Guide {
       this.page.announce(`Step ${this.step} of ${this.story.steps.length}: ${this.story.steps[this.step - 1].title}. ${audit ? verdict(audit) : ''}`);
       return true;
     } catch (cause) {
-      const why = words(cause);
+      const why = explain(cause);
       await this.leave();
       this.#trouble(`The story broke off. ${why}`);
       this.page.announce(why);

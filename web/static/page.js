@@ -1,6 +1,6 @@
 // The page itself: reads the form, brings the parts together, and keeps what is shown in step with what happens.
 
-import { must, send, Trouble } from './api.js';
+import { explain, must, send, Trouble } from './api.js';
 import { Compare } from './compare.js';
 import { $, button, download, element, ifStorageAllows, input, select, setText } from './dom.js';
 import { Faults, noLab } from './faults.js';
@@ -10,7 +10,7 @@ import { counts } from './numbers.js';
 import { Picture } from './picture.js';
 import { Player } from './player.js';
 import { fromText, longestLink, pack, toText, unpack } from './recording.js';
-import { Run, words } from './run.js';
+import { Run } from './run.js';
 import { stories } from './stories.js';
 import { fencingFor, kindOf, troubles, units, verdict } from './words.js';
 
@@ -56,7 +56,7 @@ async function discover() {
     fleet.follow(await knownInstances(), key.value);
     if (demo?.lab) fleet.learn(demo.lab.instances);
   } catch (cause) {
-    hindrance = words(cause);
+    hindrance = explain(cause);
     askForKey(cause);
     if (cause instanceof Trouble && cause.status === 0) setTimeout(discover, 2000);
   }

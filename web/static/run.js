@@ -1,7 +1,7 @@
 // One race against the real instances, from the new item to the database's count. It promises that every buyer asks at most
 // once, that nothing is repeated in silence, and that all that happens is told as events; it shows nothing itself.
 
-import { must, send, Trouble } from './api.js';
+import { explain, must, send, Trouble } from './api.js';
 
 /** @typedef {import('./reducer.js').Event} Event */
 /** @typedef {import('./reducer.js').Settings} Settings */
@@ -71,7 +71,7 @@ export class Run {
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
         this.#watches = this.#watches.filter((w) => w.done !== done);
-        reject(new Trouble(`This was waited for in vain: ${what}. See that all instances run, then go back and forward again.`, 200));
+        reject(new Trouble(`This was waited for in vain: ${what}. See that all instances run, then go back and forward again.`));
       }, patienceMs);
       const done = () => { clearTimeout(timer); resolve(undefined); };
       this.#watches.push({ test: passes, done });
@@ -233,7 +233,7 @@ export class Run {
     this.tell({ type: 'count' });
     const path = `/v1/audit?resource=${encodeURIComponent(`item/${this.sku}`)}`;
     const audit = await must('GET', this.page.fleet.base + path, this.page.key());
-    if (audit.resources?.length !== 1) throw new Trouble('The audit does not know the item of this race.', 200);
+    if (audit.resources?.length !== 1) throw new Trouble('The audit does not know the item of this race.');
     this.busy = false;
     this.tell({ type: 'audit', row: audit.resources[0] });
   }
@@ -241,7 +241,7 @@ export class Run {
   /** @param {unknown} cause */
   fail(cause) {
     this.busy = false;
-    this.tell({ type: 'break', trouble: words(cause) });
+    this.tell({ type: 'break', trouble: explain(cause) });
   }
 
   /**
@@ -276,13 +276,6 @@ export class Run {
     await must('POST', `${this.page.fleet.base}/demo/items/${this.sku}/strategy`, this.page.key(), { strategy });
     this.tell({ type: 'fault', fault: 'switch', instance: '', server: strategy, did: `ordered ${strategy} in place of the lock that was in charge` });
   }
-}
-
-/** @param {unknown} cause */
-export function words(cause) {
-  if (cause instanceof Trouble) return cause.message;
-  console.error(cause);
-  return `The page failed: ${cause}`;
 }
 
 /**
