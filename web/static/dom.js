@@ -1,12 +1,8 @@
 // Small helpers for the page's elements. They promise to set text and attributes only, never markup: what a server or a
 // shared recording says cannot become part of the page.
 
-/**
- * @template {HTMLElement} [T=HTMLElement]
- * @param {string} id
- * @returns {T}
- */
-export const $ = (id) => /** @type {T} */ (document.getElementById(id));
+/** @param {string} id */
+export const $ = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
 
 /** @param {string} id */
 export const input = (id) => /** @type {HTMLInputElement} */ ($(id));

@@ -19,7 +19,7 @@ export class Picture {
   marked = 0;
   /** @type {{buyers: Buyer[], looks: string[], dots: HTMLElement[]}} */
   #field = { buyers: [], looks: [], dots: [] };
-  #lanes = { key: '' };
+  #lanes = '';
   #outcomes = '';
   #calm = 0;
   /** @type {State | null} */
@@ -125,17 +125,17 @@ export class Picture {
     const open = state.grants.some((g) => g.to === null) || state.pauses.some((p) => p.to === null);
     const entries = entriesOf(state);
     const key = [state.sku, entries.length, state.grants.length, width, this.marked, state.t, open ? Math.floor(now / 200) : 0].join();
-    if (this.#lanes.key === key || width === 0) return;
-    this.#lanes.key = key;
-    let hidden = 0;
+    if (this.#lanes === key || width === 0) return;
+    this.#lanes = key;
+    let shown = 0;
     if (entries.length === 0) {
       box.replaceChildren(element('p', { class: 'hint' }, 'Nothing has happened yet. The lanes of holders, lock and PostgreSQL are drawn here.'));
     } else {
-      const { picture, shown } = lanes(state, { now, width, marked: this.marked, choose: (n) => this.mark(state, now, n) });
-      box.replaceChildren(picture);
-      hidden = entries.length - shown;
+      const drawn = lanes(state, { now, width, marked: this.marked, choose: (n) => this.mark(state, now, n) });
+      box.replaceChildren(drawn.picture);
+      shown = drawn.shown;
     }
-    setText($('lanes-text'), hidden > 0 ? `${entries.length - hidden} of ${entries.length} happenings are drawn. Choose another in the table of events, or go back in time.` : '');
+    setText($('lanes-text'), shown < entries.length ? `${shown} of ${entries.length} happenings are drawn. Choose another in the table of events, or go back in time.` : '');
     const words = entries.slice(-400).map((e) => element('li', { value: String(e.n) }, sentence(state, e)));
     $('steps').replaceChildren(...(words.length > 0 ? words : [element('li', {}, 'Nothing has happened yet.')]));
   }
@@ -200,13 +200,10 @@ export class Picture {
     this.#logged = state;
     this.#filter = filter;
     const wanted = filter ? state.log.filter((e) => `${e.buyer ?? ''} holder ${letter(state, e.instance)}`.toLowerCase().includes(filter)) : state.log;
-    const rows = wanted.slice(-mostRows).reverse().map((e) => {
-      const row = element('tr', { 'data-entry': String(e.n), 'class': `${e.kind}${e.n === this.marked ? ' marked' : ''}` },
-        element('td', { class: 'n' }, e.t.toFixed(1)),
-        element('td', {}, e.buyer ?? (e.instance ? `holder ${letter(state, e.instance)}` : e.server ?? '')),
-        element('td', {}, e.kind === 'answer' ? sentence(state, e) : element('button', { type: 'button', class: 'plain' }, sentence(state, e))));
-      return row;
-    });
+    const rows = wanted.slice(-mostRows).reverse().map((e) => element('tr', { 'data-entry': String(e.n), 'class': `${e.kind}${e.n === this.marked ? ' marked' : ''}` },
+      element('td', { class: 'n' }, e.t.toFixed(1)),
+      element('td', {}, e.buyer ?? (e.instance ? `holder ${letter(state, e.instance)}` : e.server ?? '')),
+      element('td', {}, e.kind === 'answer' ? sentence(state, e) : element('button', { type: 'button', class: 'plain' }, sentence(state, e)))));
     $('log').replaceChildren(...(rows.length > 0 ? rows : [element('tr', {}, element('td', { colspan: '3' }, filter ? 'None of those.' : 'None yet.'))]));
   }
 }

@@ -2,7 +2,6 @@
 // come from anybody, and one that is damaged or was made up is refused with a reason.
 
 /** @typedef {import('./reducer.js').Event} Event */
-/** @typedef {{fencepost: 1, events: Event[]}} Recording */
 
 /** Links longer than this are cut by some programs. */
 export const longestLink = 30_000;
@@ -22,14 +21,9 @@ const shapes = {
   break: { trouble: 'string' },
 };
 
-/**
- * @param {Event[]} events
- * @returns {string}
- */
+/** @param {Event[]} events */
 export function toText(events) {
-  /** @type {Recording} */
-  const recording = { fencepost: 1, events };
-  return JSON.stringify(recording);
+  return JSON.stringify({ fencepost: 1, events });
 }
 
 /**
