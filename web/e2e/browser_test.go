@@ -180,6 +180,12 @@ func (p *tab) click(selector string) {
 	evaluate[any](p, fmt.Sprintf(`document.querySelector(%q).click()`, selector))
 }
 
+// choose chooses an option of a list.
+func (p *tab) choose(selector, option string) {
+	p.Helper()
+	evaluate[any](p, fmt.Sprintf(`(() => { const s = document.querySelector(%q); s.value = %q; s.dispatchEvent(new Event('change')); })()`, selector, option))
+}
+
 // text is the visible text of the first element that the selector finds.
 func (p *tab) text(selector string) string {
 	p.Helper()

@@ -63,7 +63,7 @@ func TestAccessibility(t *testing.T) {
 			p := open(t)
 			p.screen(view.width, 900)
 			p.visit(urls[0])
-			evaluate[any](p, fmt.Sprintf(`(() => { const s = document.querySelector('#theme'); s.value = %q; s.dispatchEvent(new Event('change')); })()`, view.theme))
+			p.choose("#theme", view.theme)
 			evaluate[any](p, string(axe)+"; 0")
 			check := func(when string) {
 				t.Helper()
@@ -74,7 +74,7 @@ func TestAccessibility(t *testing.T) {
 			for _, details := range []string{".keys", "#words"} {
 				evaluate[any](p, fmt.Sprintf(`document.querySelector(%q).open = true`, details))
 			}
-			evaluate[any](p, `(() => { const e = document.querySelector('#story'); e.value = 'redis'; e.dispatchEvent(new Event('change')); })()`)
+			p.choose("#story", "redis")
 			p.click("#story-end")
 			p.wait(`document.querySelector('#step-count').innerText === 'Step 3 of 3'`)
 			check("in a story")
@@ -225,18 +225,21 @@ func TestPictures(t *testing.T) {
 				}
 				// What scrolls by itself is painted later than the rest.
 				evaluate[any](p, `new Promise((painted) => requestAnimationFrame(() => requestAnimationFrame(painted)))`)
-				whole := true
-				picture, err := chromedp.Call(p.ctx, page.CaptureScreenshot, page.CaptureScreenshotParams{Format: "png", CaptureBeyondViewport: &whole})
-				require.NoError(t, err)
-				require.NoError(t, os.WriteFile(filepath.Join(folder, fmt.Sprintf("%s-%s-%d.png", story, theme, width)), picture.Data, 0o644))
+				p.capture(filepath.Join(folder, fmt.Sprintf("%s-%s-%d.png", story, theme, width)), true)
 				if story == "paused-holder" && theme == "light" && width == 1440 { // the README's: what is seen at once
 					p.screen(1180, 880)
 					p.wait(`innerWidth === 1180`)
-					picture, err := chromedp.Call(p.ctx, page.CaptureScreenshot, page.CaptureScreenshotParams{Format: "png"})
-					require.NoError(t, err)
-					require.NoError(t, os.WriteFile(filepath.Join(folder, "readme.png"), picture.Data, 0o644))
+					p.capture(filepath.Join(folder, "readme.png"), false)
 				}
 			}
 		}
 	}
+}
+
+// capture writes a picture of the whole page, or of what is seen of it at once.
+func (p *tab) capture(file string, whole bool) {
+	p.Helper()
+	picture, err := chromedp.Call(p.ctx, page.CaptureScreenshot, page.CaptureScreenshotParams{Format: "png", CaptureBeyondViewport: &whole})
+	require.NoError(p, err)
+	require.NoError(p, os.WriteFile(file, picture.Data, 0o644))
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -31,9 +30,9 @@ var stopDemo = func() {}
 const watched = `"$0" "$@" </dev/null & cat; kill -TERM $!; wait $!`
 
 var startDemo = sync.OnceValues(func() (urls []string, err error) {
-	binary := filepath.Join(scratch, "lab")
-	if output, err := exec.Command("go", "build", "-o", binary, "fencepost/cmd/lab").CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("%w: %s", err, output)
+	binary, err := build("lab")
+	if err != nil {
+		return nil, err
 	}
 	lab := exec.Command("sh", "-c", watched, binary, "demo", "--require=postgres,redis,zookeeper")
 	lab.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -263,7 +263,7 @@ func TestSmallScreens(t *testing.T) {
 	s := start(t, &service{excess: 90}, 3)
 	for _, width := range []int64{320, 360, 768, 1440} {
 		p := open(t)
-		p.do(chromedp.EmulateViewport(width, 740))
+		p.screen(width, 740)
 		p.visit(s.urls()[0] + "/?strategy=none&stock=20&buyers=90")
 		p.race()
 		if got := evaluate[int64](p, `document.documentElement.scrollWidth`); got > width {

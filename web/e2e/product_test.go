@@ -1,7 +1,6 @@
 package e2e_test
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"net/http"
@@ -73,15 +72,17 @@ func TestDocs(t *testing.T) {
 	p.clean(url)
 }
 
-// buildProduct builds the program once, beside what the browser keeps.
-var buildProduct = sync.OnceValues(func() (string, error) {
-	binary := filepath.Join(scratch, "fencepost")
-	output, err := exec.Command("go", "build", "-o", binary, "fencepost/cmd/fencepost").CombinedOutput()
+// build builds a program of the module, beside what the browser keeps.
+func build(name string) (string, error) {
+	binary := filepath.Join(scratch, name)
+	output, err := exec.Command("go", "build", "-o", binary, "fencepost/cmd/"+name).CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("%w: %s", err, output)
 	}
 	return binary, err
-})
+}
+
+var buildProduct = sync.OnceValues(func() (string, error) { return build("fencepost") })
 
 // serve runs instances of the program until the test ends, and returns their addresses.
 func serve(t *testing.T, database postgrestest.Database, n int) []string {
@@ -104,20 +105,10 @@ func serve(t *testing.T, database postgrestest.Database, n int) []string {
 			require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
 			require.NoError(t, cmd.Wait())
 		})
-		require.Eventually(t, func() bool { return answers(t.Context(), urls[i]+"/readyz") }, 20*time.Second, 20*time.Millisecond)
+		require.Eventually(t, func() bool {
+			response, err := http.Get(urls[i] + "/readyz")
+			return err == nil && response.Body.Close() == nil && response.StatusCode == http.StatusOK
+		}, 20*time.Second, 20*time.Millisecond)
 	}
 	return urls
-}
-
-func answers(ctx context.Context, url string) bool {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return false
-	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return false
-	}
-	_ = response.Body.Close()
-	return response.StatusCode == http.StatusOK
 }

@@ -136,7 +136,7 @@ func TestReplay(t *testing.T) {
 	p.wait(`document.querySelector('#verdict').dataset.tone === 'busy'`)
 	p.click("#play-back")
 	p.click("#play-on")
-	evaluate[any](p, `(() => { const s = document.querySelector('#speed'); s.value = '4'; s.dispatchEvent(new Event('change')); })()`)
+	p.choose("#speed", "4")
 	p.click("#play")
 	p.wait(`document.querySelector('#verdict').dataset.tone === 'good' && document.querySelector('#play').innerText === 'Replay'`)
 	require.Equal(t, want, drawn(p), "however one got there")
