@@ -12,7 +12,7 @@ import { host } from './words.js';
  * @property {number} lease_ttl_ms
  * @property {string} [no_lab]
  * @property {{
- *   instances: {url: string, state: 'running' | 'paused' | 'killed'}[],
+ *   instances: {url: string, state: import('./fleet.js').ProcessState}[],
  *   servers: {name: string, version: string, why_not?: string}[],
  *   machine: string, storage: string,
  * }} [lab]
@@ -40,7 +40,7 @@ export class Faults {
 
   draw() {
     const { fleet } = this.page;
-    const key = JSON.stringify([this.demo, fleet.members.map((m) => [m.url, m.link, m.fault])]);
+    const key = JSON.stringify([this.demo, fleet.members.map((m) => [m.url, m.link, m.state])]);
     if (key === this.#drawn) return;
     this.#drawn = key;
     const why = noLab(this.demo);
@@ -52,7 +52,7 @@ export class Faults {
       element('td', { 'class': 'n', 'data-n': 'failed' }, '0')),
     element('tr', { class: 'under' },
       element('td', { colspan: '4' }, element('div', { class: 'presets' },
-        element('span', { 'class': 'state', 'data-state-of': m.url }, `${String.fromCharCode(65 + i)} · ${m.fault !== 'running' ? m.fault : { live: 'live', connecting: 'connecting', gone: 'gone', none: 'no events' }[m.link]}`),
+        element('span', { 'class': 'state', 'data-state-of': m.url }, `${String.fromCharCode(65 + i)} · ${m.state !== 'running' ? m.state : m.link === 'none' ? 'no events' : m.link}`),
         ...this.#instanceButtons(m, why)))),
     ]);
     $('instances').replaceChildren(...(rows.length > 0 ? rows : [element('tr', {}, element('td', { colspan: '4' }, 'None known.'))]));
@@ -69,8 +69,8 @@ export class Faults {
    */
   #instanceButtons(m, why) {
     const target = { instance: m.url };
-    if (m.fault === 'paused') return [this.#button('resume', 'Resume (SIGCONT)', target, why)];
-    if (m.fault === 'killed') return [this.#button('start', 'Start again', target, why)];
+    if (m.state === 'paused') return [this.#button('resume', 'Resume (SIGCONT)', target, why)];
+    if (m.state === 'killed') return [this.#button('start', 'Start again', target, why)];
     const noZooKeeper = this.demo?.lab?.servers.some((s) => s.name === 'zookeeper' && s.version) ? '' : 'There is no ZooKeeper here.';
     return [
       this.#button('pause', 'Pause (SIGSTOP)', target, why),

@@ -6,7 +6,8 @@
 
 /**
  * @typedef {'connecting' | 'live' | 'gone' | 'none'} Link   none: this service has no stream for us
- * @typedef {{url: string, link: Link, last: string, fault: 'running' | 'paused' | 'killed'}} Member
+ * @typedef {'running' | 'paused' | 'killed'} ProcessState
+ * @typedef {{url: string, link: Link, last: string, state: ProcessState}} Member
  */
 
 // The service sends a sign of life every 15 seconds.
@@ -34,7 +35,7 @@ export class Fleet {
    */
   follow(urls, key) {
     this.rest();
-    this.members = urls.map((url) => this.members.find((m) => m.url === url) ?? { url, link: 'connecting', last: '', fault: 'running' });
+    this.members = urls.map((url) => this.members.find((m) => m.url === url) ?? { url, link: 'connecting', last: '', state: 'running' });
     const streams = new AbortController();
     this.#streams = streams;
     for (const m of this.members) this.#follow(m, key, streams.signal);
@@ -52,18 +53,18 @@ export class Fleet {
 
   /** An instance that can be asked now; that of the page if it is among them. */
   get base() {
-    const fit = this.members.filter((m) => m.link !== 'gone' && m.fault === 'running');
+    const fit = this.members.filter((m) => m.link !== 'gone' && m.state === 'running');
     return (fit.find((m) => m.url === location.origin) ?? fit[0])?.url ?? location.origin;
   }
 
   /**
    * What the laboratory says of the instances.
-   * @param {{url: string, state: 'running' | 'paused' | 'killed'}[]} states
+   * @param {{url: string, state: ProcessState}[]} states
    */
   learn(states) {
     for (const s of states) {
       const m = this.members.find((member) => member.url === s.url);
-      if (m) m.fault = s.state;
+      if (m) m.state = s.state;
     }
     this.told.change();
   }

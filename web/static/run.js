@@ -254,9 +254,9 @@ export class Run {
     const number = instance ? fleet.urls.indexOf(instance) + 1 : 0;
     const body = { instance: number, server, resource: message ? `item/${this.sku}` : '', message };
     // Not by way of the one that it is done to: it may be unable to answer.
-    const way = fleet.members.find((m) => m.url !== instance && m.link !== 'gone' && m.fault === 'running')?.url ?? fleet.base;
+    const way = fleet.members.find((m) => m.url !== instance && m.link !== 'gone' && m.state === 'running')?.url ?? fleet.base;
     const done = await must('POST', `${way}/demo/lab/${fault}`, this.page.key(), body);
-    const state = /** @type {Record<string, 'running' | 'paused' | 'killed'>} */ ({ pause: 'paused', resume: 'running', kill: 'killed', start: 'running' })[fault];
+    const state = /** @type {Record<string, import('./fleet.js').ProcessState>} */ ({ pause: 'paused', resume: 'running', kill: 'killed', start: 'running' })[fault];
     if (state) fleet.learn([{ url: instance, state }]);
     if (fault !== 'hold' && this.settings) this.tell({ type: 'fault', t: this.#when(done.at), fault, instance, server, did: done.did });
     return String(done.did);

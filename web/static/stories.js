@@ -119,8 +119,8 @@ export class Stage {
   async ready() {
     await this.run.look();
     for (const m of this.run.page.fleet.members) {
-      if (m.fault === 'paused') await this.run.fault('resume', { instance: m.url });
-      if (m.fault === 'killed') await this.run.fault('start', { instance: m.url });
+      if (m.state === 'paused') await this.run.fault('resume', { instance: m.url });
+      if (m.state === 'killed') await this.run.fault('start', { instance: m.url });
     }
   }
 

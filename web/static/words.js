@@ -7,7 +7,6 @@ import { counts, outcomes } from './numbers.js';
 /** @typedef {import('./reducer.js').Entry} Entry */
 /** @typedef {import('./reducer.js').Buyer} Buyer */
 /** @typedef {import('./reducer.js').AuditRow} AuditRow */
-/** @typedef {import('./reducer.js').GrantData} GrantData */
 
 /**
  * One row of the strategies list.
@@ -108,7 +107,7 @@ export function letter(state, instance) {
 
 /**
  * A token with its epoch, as the service writes it.
- * @param {GrantData | {epoch: string, token?: string} | undefined} grant
+ * @param {{epoch: string, token?: string} | undefined} grant
  */
 export function full(grant) {
   return grant?.token ? `${grant.epoch}.${grant.token}` : 'no token';
