@@ -127,13 +127,10 @@
  * @property {Entry[]} log
  */
 
-/** @type {Settings} */
-const noSettings = { strategy: '', fencing: 'off', stock: 0, buyers: 0, instances: [], slow: 0, seed: 1, title: '' };
-
 /** @type {State} */
 export const idle = {
-  phase: 'idle', stopped: false, sku: '', settings: noSettings, buyers: [], t: 0, startedAt: 0, endedAt: 0, audit: null,
-  trouble: '', grants: [], pauses: [], log: [],
+  phase: 'idle', stopped: false, sku: '', buyers: [], t: 0, startedAt: 0, endedAt: 0, audit: null, trouble: '', grants: [], pauses: [], log: [],
+  settings: { strategy: '', fencing: 'off', stock: 0, buyers: 0, instances: [], slow: 0, seed: 1, title: '' },
 };
 
 /**

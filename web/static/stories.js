@@ -44,13 +44,14 @@ export class Stage {
   get b() { return this.instances[1]; }
 
   /**
+   * Makes the item of a step; it is for A and B, unless more is said.
    * @param {string} title
    * @param {string} strategy
    * @param {'enforced' | 'off'} fencing
    * @param {{stock?: number, buyers?: number, instances?: string[], slow?: number}} [more]
    */
-  settings(title, strategy, fencing, { stock = 1, buyers = 2, instances = this.instances.slice(0, 2), slow = 0 } = {}) {
-    return { title, strategy, fencing, stock, buyers, instances, slow, seed: 1 };
+  begin(title, strategy, fencing, { stock = 1, buyers = 2, instances = this.instances.slice(0, 2), slow = 0 } = {}) {
+    return this.run.prepare({ title, strategy, fencing, stock, buyers, instances, slow, seed: 1 });
   }
 
   /**
@@ -63,7 +64,7 @@ export class Stage {
    */
   async rush(title, strategy, fencing, instances, slow = 0) {
     const all = this.instances.slice(0, instances);
-    await this.run.prepare(this.settings(title, strategy, fencing, { stock: 20, buyers: 90, instances: all, slow }));
+    await this.begin(title, strategy, fencing, { stock: 20, buyers: 90, instances: all, slow });
     await this.run.crowd(deal(90, all));
     await this.run.count();
   }
@@ -75,7 +76,7 @@ export class Stage {
    * @param {'enforced' | 'off'} fencing
    */
   async pair(title, strategy, fencing) {
-    await this.run.prepare(this.settings(title, strategy, fencing));
+    await this.begin(title, strategy, fencing);
     await Promise.all([this.run.buyer(this.a, 'Ada', 500), this.run.buyer(this.b, 'Ben', 500)]);
     await this.run.until((s) => s.grants.length >= 2 && s.grants.every((g) => g.to !== null), 'both locks are given back');
     await this.run.count();
@@ -201,7 +202,7 @@ export const stories = [
         title: 'Fence off: A is stopped before its write',
         say: 'One unit. A takes the lock and reads “1 left”. Its write is on the way to PostgreSQL when the process is stopped with SIGSTOP, as a long pause of a virtual machine would; the laboratory holds the write back.',
         act: async (stage) => {
-          await stage.run.prepare(stage.settings('Paused holder, fence off', 'redis', 'off'));
+          await stage.begin('Paused holder, fence off', 'redis', 'off');
           await stage.stopA('write');
         },
       },
@@ -219,7 +220,7 @@ export const stories = [
         title: 'The same with the fence on',
         say: 'The same item, buyers and pause. With the fence a transaction must present its token before anything else, so this is what is on the way when A is stopped. Again the lease ends, and B buys.',
         act: async (stage) => {
-          await stage.run.prepare(stage.settings('Paused holder, fence on', 'redis', 'enforced'));
+          await stage.begin('Paused holder, fence on', 'redis', 'enforced');
           await stage.stopA('presentation');
           await stage.run.buyer(stage.b, 'Ben');
         },
@@ -238,7 +239,7 @@ export const stories = [
         title: 'Fence off: A holds token 3',
         say: 'Three units. Two are sold, so Redis has counted to 2. A takes the lock with token 3, reads “1 left”, and is stopped for a moment so that we can look.',
         act: async (stage) => {
-          await stage.run.prepare(stage.settings('Redis forgets, fence off', 'redis', 'off', { stock: 3, buyers: 4 }));
+          await stage.begin('Redis forgets, fence off', 'redis', 'off', { stock: 3, buyers: 4 });
           await twoSales(stage);
           await stage.stopA('write');
         },
@@ -260,7 +261,7 @@ export const stories = [
         title: 'The same with the fence on',
         say: 'PostgreSQL remembers token 3 and refuses B’s token 1. B still has the lock, so the counter must have gone back: the epoch is raised, and B comes again with a token of epoch 2. That one is newer than everything before.',
         act: async (stage) => {
-          await stage.run.prepare(stage.settings('Redis forgets, fence on', 'redis', 'enforced', { stock: 3, buyers: 4 }));
+          await stage.begin('Redis forgets, fence on', 'redis', 'enforced', { stock: 3, buyers: 4 });
           await twoSales(stage);
           await stage.stopA('presentation');
           await stage.run.fault('flush', { server: 'redis-1' });
@@ -282,7 +283,7 @@ export const stories = [
         say: 'A’s lock is a node that lives as long as A’s session. A is at work when the laboratory closes its connections to ZooKeeper and lets no new one through. B waits for the lock.',
         act: async (stage) => {
           const { run } = stage;
-          await run.prepare(stage.settings('ZooKeeper session', 'zookeeper', 'enforced'));
+          await stage.begin('ZooKeeper session', 'zookeeper', 'enforced');
           stage.under.push(run.buyer(stage.a, 'Ada', 4000));
           await run.until((s) => s.grants.some((g) => g.instance === stage.a), 'A has the lock');
           stage.under.push(run.buyer(stage.b, 'Ben'));
@@ -314,7 +315,7 @@ export const stories = [
         act: async (stage) => {
           const all = stage.instances.slice(0, 3);
           const { run } = stage;
-          await run.prepare(stage.settings('Switching under load', 'postgres', 'enforced', { stock: 50, buyers: 150, instances: all }));
+          await stage.begin('Switching under load', 'postgres', 'enforced', { stock: 50, buyers: 150, instances: all });
           stage.under.push(run.crowd(deal(150, all)));
           await answered(stage, 30);
           run.pause();
