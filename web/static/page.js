@@ -76,8 +76,8 @@ async function discover() {
 async function knownInstances() {
   const { answer, body } = await send('GET', '/v1/instances', key.value);
   const all = answer.status === 200 ? body.instances.map((/** @type {string} */ url) => url.replace(/\/$/, '')) : [];
-  if (all.length === 0 || all.includes(location.origin)) return all.length > 0 ? all : [location.origin];
-  remark = `This page was opened at ${location.origin}, which is not the address of any instance, so the race uses this one instance only. Open ${all[0]}/ to race over all ${all.length}.`;
+  if (all.includes(location.origin)) return all;
+  if (all.length > 0) remark = `This page was opened at ${location.origin}, which is not the address of any instance, so the race uses this one instance only. Open ${all[0]}/ to race over all ${all.length}.`;
   return [location.origin];
 }
 
