@@ -149,6 +149,8 @@ func TestWithoutALaboratory(t *testing.T) {
 	p.visit(s.urls()[0])
 	require.Contains(t, p.text("#story-say"), "Run make demo, or start it with FENCEPOST_DEMO=on")
 	require.Equal(t, "true", evaluate[string](p, `document.querySelector('#story-next').getAttribute('aria-disabled')`))
+	require.NotEqual(t, evaluate[string](p, `getComputedStyle(document.querySelector('#story-next')).color`),
+		evaluate[string](p, `getComputedStyle(document.querySelector('#story-next')).backgroundColor`), "axe leaves out what is disabled")
 	p.click(fmt.Sprintf(`[data-fault="kill %s"]`, s.urls()[1]))
 	require.Contains(t, p.text("#faults-text"), "This service runs without its demonstration")
 	require.Contains(t, p.text("#status"), "Run make demo")

@@ -206,12 +206,18 @@ func TestCompareAll(t *testing.T) {
 	p := open(t)
 	p.visit(urls[0] + "/?stock=20&buyers=60&used=2&slow=15") // long enough for every race to be lost that can be
 	p.click("#compare")
+	p.click("#compare") // the second one is too much
+	p.click("#mode-guide")
+	p.click("#story-next")
+	require.Equal(t, "A race is under way. Wait for its end, or reset it.", p.text("#story-trouble"))
+	require.Contains(t, p.text("#step-count"), "Step 0 of")
 	p.wait(`document.querySelectorAll('#compare-rows tr').length === 6`)
 	p.wait(`document.querySelector('#compare-text').innerText.startsWith('6 locks, one seed')`)
 	rows := evaluate[[]string](p, `[...document.querySelectorAll('#compare-rows tr')].map((r) => [...r.cells].slice(0, 4).map((c) => c.innerText).join(' '))`)
 	for i, want := range []string{`^none off \d+ of 20 ! [1-9]`, `^local off \d+ of 20 ! [1-9]`, `^postgres enforced 20 of 20 0$`, `^redis enforced 20 of 20 0$`, `^redlock enforced 20 of 20 0$`, `^zookeeper enforced 20 of 20 0$`} {
 		require.Regexp(t, want, rows[i])
 	}
+	require.Equal(t, 6, evaluate[int](p, `document.querySelectorAll('#compare-rows tr').length`))
 	require.Equal(t, 3, evaluate[int](p, `document.querySelectorAll('#plots svg').length`))
 	saved := evaluate[string](p, `(async () => {
 		const texts = [];

@@ -3,7 +3,7 @@
 
 import { $, button, download, element, setText, svg } from './dom.js';
 import { times } from './numbers.js';
-import { fencingFor, milliseconds, verdict } from './words.js';
+import { fencingFor, milliseconds, underWay, verdict } from './words.js';
 
 /**
  * @typedef {object} Row
@@ -41,9 +41,9 @@ export class Compare {
 
   async race() {
     const { run, player, announce } = this.page;
-    if (this.running || this.page.taken()) return setText($('compare-text'), 'A race is under way. Wait for its end, or reset it.');
+    if (this.page.taken()) return setText($('compare-text'), underWay);
+    this.running = true; // before the story is left, which takes time enough for a second click
     await this.page.leaveStory();
-    this.running = true;
     this.rows = [];
     const available = this.page.strategies().filter((s) => s.available);
     for (const strategy of available) {

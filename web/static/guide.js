@@ -4,7 +4,7 @@
 import { explain } from './api.js';
 import { $, button, element, select, setText } from './dom.js';
 import { hindrance, Stage, stories } from './stories.js';
-import { verdict } from './words.js';
+import { underWay, verdict } from './words.js';
 
 /** @typedef {import('./reducer.js').Event} Event */
 /** @typedef {import('./stories.js').Story} Story */
@@ -27,7 +27,7 @@ export class Guide {
   facts = { strategies: [], noLab: '', demo: false };
 
   /**
-   * @param {{run: import('./run.js').Run, player: import('./player.js').Player, fleet: import('./fleet.js').Fleet, announce: (text: string) => void}} page
+   * @param {{run: import('./run.js').Run, player: import('./player.js').Player, fleet: import('./fleet.js').Fleet, announce: (text: string) => void, taken: () => boolean}} page
    */
   constructor(page) {
     this.page = page;
@@ -63,6 +63,7 @@ export class Guide {
     } catch (cause) {
       this.#trouble(explain(cause));
     }
+    this.draw();
   }
 
   async next() {
@@ -84,6 +85,10 @@ export class Guide {
 
   async #forward() {
     if (this.hindrance) return false;
+    if (this.step === 0 && this.page.taken()) {
+      this.#trouble(underWay);
+      return false;
+    }
     if (this.step < this.#seen.length) {
       this.step++;
       this.#show();

@@ -38,9 +38,9 @@ const fleet = new Fleet({
   change: () => linkChanged(),
 });
 const run = new Run({ fleet, player, key: () => key.value });
-const guide = new Guide({ run, player, fleet, announce });
+const guide = new Guide({ run, player, fleet, announce, taken });
 const faults = new Faults({ run, fleet, announce });
-new Compare({
+const compare = new Compare({
   run, player, announce, taken, strategies: () => strategies, settings, leaveStory: () => guide.leave(),
 });
 
@@ -123,7 +123,6 @@ function settings() {
 async function race() {
   if (!chosen() || !form.reportValidity() || taken()) return;
   await guide.leave();
-  guide.draw();
   const s = settings();
   announce(`The race begins: ${s.buyers} buyers, ${units(s.stock)}, lock ${s.strategy}.`);
   const box = $('verdict').getBoundingClientRect();
@@ -133,17 +132,14 @@ async function race() {
   announce(audit ? verdict(audit) : trouble);
 }
 
-/** Whether something is under way that a race would have to wait for. A story that stands still gives way. */
+/** Whether something is under way that a race, or a story, would have to wait for. A story that stands still gives way. */
 function taken() {
-  return guide.acting || (run.busy && guide.step === 0);
+  return guide.acting || compare.running || (run.busy && guide.step === 0);
 }
 
 async function reset() {
   if (guide.acting) return;
-  if (guide.step > 0) {
-    await guide.leave();
-    guide.draw();
-  }
+  if (guide.step > 0) await guide.leave();
   if (run.busy) return run.stop();
   picture.marked = 0;
   player.load([]);

@@ -169,6 +169,8 @@ export function sentence(state, e) {
   }
 }
 
+export const underWay = 'A race is under way. Wait for its end, or reset it.';
+
 /**
  * @param {number} n
  */
