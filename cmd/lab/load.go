@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -64,10 +65,7 @@ func (c *loadCmd) Validate() error {
 			return errors.New("--compare must name each strategy once: --compare none,local,postgres")
 		}
 	}
-	most := time.Minute
-	if c.Duration != 0 {
-		most = c.Duration
-	}
+	most := cmp.Or(c.Duration, time.Minute)
 	switch {
 	case len(c.Compare) > 0 && c.Strategy != "":
 		return errors.New("--strategy and --compare exclude each other: leave one out")

@@ -1,6 +1,7 @@
 package experiments
 
 import (
+	"cmp"
 	_ "embed"
 	"fmt"
 	"io"
@@ -151,7 +152,7 @@ func (t *Timeline) Picture() *picture {
 		return nil
 	}
 	events := slices.Clone(t.Events)
-	slices.SortStableFunc(events, func(a, b Event) int { return int(math.Copysign(1, a.Milliseconds-b.Milliseconds)) })
+	slices.SortStableFunc(events, func(a, b Event) int { return cmp.Compare(a.Milliseconds, b.Milliseconds) })
 	begin, end := events[0].Milliseconds, events[len(events)-1].Milliseconds
 	for _, s := range t.Spans {
 		begin, end = min(begin, s.From), max(end, s.To)
@@ -210,7 +211,7 @@ func (r Result) Chart() *bars {
 	if len(r.Bars) == 0 {
 		return nil
 	}
-	most := slices.MaxFunc(r.Bars, func(a, b Bar) int { return int(math.Copysign(1, a.Value-b.Value)) }).Value
+	most := slices.MaxFunc(r.Bars, func(a, b Bar) int { return cmp.Compare(a.Value, b.Value) }).Value
 	c := &bars{Unit: r.BarUnit}
 	for _, b := range r.Bars {
 		strategy, _, _ := strings.Cut(b.Label, ",")

@@ -1,6 +1,7 @@
 package load
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"runtime"
@@ -86,12 +87,7 @@ func (r Report) print(out io.Writer) error {
 }
 
 // orDefault is for what only the audit would have told.
-func orDefault(s string) string {
-	if s == "" {
-		return "as configured"
-	}
-	return s
-}
+func orDefault(s string) string { return cmp.Or(s, "as configured") }
 
 // OutcomeTable has a row for each code and a column for each instance.
 func (r Report) OutcomeTable() report.Table {

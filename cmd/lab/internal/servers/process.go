@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -132,12 +131,12 @@ func (p *Process) run() (<-chan struct{}, error) {
 	ended := make(chan struct{})
 	p.pid, p.ended, p.wanted = cmd.Process.Pid, ended, false
 	p.lab.waiters.Go(func() {
-		err := cmd.Wait()
+		_ = cmd.Wait() // its state says how it ended
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		close(ended)
 		if p.wanted {
-			p.lab.fail(fmt.Errorf("%s ended by itself (%s)%s", p.command.Name, describe(err), p.logTail()))
+			p.lab.fail(fmt.Errorf("%s ended by itself (%s)%s", p.command.Name, cmd.ProcessState, p.logTail()))
 		}
 	})
 	return ended, nil
@@ -264,12 +263,4 @@ func (p *Process) logTail() string {
 	all := bytes.Split(bytes.TrimSpace(data), []byte("\n"))
 	tail := all[max(0, len(all)-lines):]
 	return "; the end of its log:\n  " + string(bytes.Join(tail, []byte("\n  ")))
-}
-
-// describe says how a process ended.
-func describe(err error) string {
-	if err == nil {
-		return "exit status 0"
-	}
-	return strings.TrimSpace(err.Error())
 }

@@ -11,6 +11,7 @@
 package servers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -225,16 +226,9 @@ func (l *Lab) Table(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "SERVER\tVERSION\tADDRESS\tSOURCE")
 	for _, s := range l.Servers {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s: %s\n", s.Name, dash(s.Version), dash(s.Address), s.Source, s.Detail)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s: %s\n", s.Name, cmp.Or(s.Version, "-"), cmp.Or(s.Address, "-"), s.Source, s.Detail)
 	}
 	return t.Flush()
-}
-
-func dash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
 }
 
 // Start starts the command and has its whole process group gone, at the latest, when the laboratory is. Nothing
