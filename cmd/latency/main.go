@@ -129,12 +129,6 @@ type servers struct {
 
 // measure takes turns, so that what disturbs the machine for a while disturbs all alike.
 func measure(ctx context.Context, rounds int, s servers) (subjects []*subject, err error) {
-	var cleanup []func()
-	defer func() {
-		for _, f := range slices.Backward(cleanup) {
-			f()
-		}
-	}()
 	log := slog.New(slog.DiscardHandler)
 	backends, err := strategies.Open(strategies.Config{
 		RedisURL: s.redis, RedlockURLs: s.redlock, ZooKeeperServers: s.zookeeper, LeaseTTL: 10 * time.Second, Log: log,
@@ -142,17 +136,17 @@ func measure(ctx context.Context, rounds int, s servers) (subjects []*subject, e
 	if err != nil {
 		return nil, err
 	}
-	cleanup = append(cleanup, func() { _ = backends.Close() })
+	defer backends.Close()
 	rowLock, closeStore, err := openRowLock(ctx, s, log)
 	if err != nil {
 		return nil, err
 	}
-	cleanup = append(cleanup, closeStore)
+	defer closeStore()
 	trips, closeTrips, err := openTrips(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	cleanup = append(cleanup, closeTrips)
+	defer closeTrips()
 
 	for _, b := range backends {
 		one := &subject{name: b.Name, trip: trips[b.Name]}
