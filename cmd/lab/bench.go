@@ -103,15 +103,8 @@ func (c *benchCmd) Run(ctx context.Context) error {
 }
 
 func (c *benchCmd) write(report *bench.Report) error {
-	if c.JSON != "" {
-		if err := writeJSON(c.JSON, report); err != nil {
-			return err
-		}
-	}
-	if c.HTML != "" {
-		if err := writeHTML(c.HTML, report.WriteHTML); err != nil {
-			return err
-		}
+	if err := writeReport(c.JSON, c.HTML, report); err != nil {
+		return err
 	}
 	if c.Markdown != "" {
 		return block.Write(c.Markdown, "benchmark", report.Markdown())

@@ -87,7 +87,8 @@ func (c *experimentRunCmd) Run(ctx context.Context) error {
 		if err != nil {
 			return unlessStopped(ctx, err)
 		}
-		if err := errors.Join(append(printing, c.write(experiments.NewReport(lab, results)))...); err != nil {
+		written := writeReport(c.JSON, c.HTML, experiments.NewReport(lab, results))
+		if err := errors.Join(append(printing, written)...); err != nil {
 			return err
 		}
 		return verdict(results)
@@ -106,18 +107,6 @@ func verdict(results []experiments.Result) error {
 		return fmt.Errorf("%d of %d experiments have not come out as claimed: %s", len(bad), len(results), strings.Join(bad, ", "))
 	}
 	fmt.Printf("\nAll %d as claimed.\n", len(results))
-	return nil
-}
-
-func (c *experimentRunCmd) write(report *experiments.Report) error {
-	if c.JSON != "" {
-		if err := writeJSON(c.JSON, report); err != nil {
-			return err
-		}
-	}
-	if c.HTML != "" {
-		return writeHTML(c.HTML, report.WriteHTML)
-	}
 	return nil
 }
 

@@ -131,7 +131,7 @@ func (c *loadCmd) Run(ctx context.Context) error {
 	}
 	if len(runs) > 0 {
 		summary := load.NewSummary(runs)
-		err = errors.Join(err, c.write(summary), c.print(os.Stdout, summary))
+		err = errors.Join(err, writeReport(c.JSON, c.HTML, summary), c.print(os.Stdout, summary))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "lab:", err)
@@ -208,14 +208,4 @@ func (c *loadCmd) print(out io.Writer, s load.Summary) error {
 		fmt.Fprintln(out, "A mutex is enough for one instance: local oversells with two or more.")
 	}
 	return nil
-}
-
-func (c *loadCmd) write(s load.Summary) (err error) {
-	if c.JSON != "" {
-		err = writeJSON(c.JSON, s)
-	}
-	if c.HTML != "" {
-		err = errors.Join(err, writeHTML(c.HTML, s.WriteHTML))
-	}
-	return err
 }

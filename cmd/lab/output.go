@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -41,6 +42,17 @@ func writable(names ...string) error {
 		}
 	}
 	return nil
+}
+
+// writeReport writes a report to the files that are named. Where one cannot be written, the other is all the same.
+func writeReport(jsonFile, htmlFile string, report interface{ WriteHTML(io.Writer) error }) (err error) {
+	if jsonFile != "" {
+		err = writeJSON(jsonFile, report)
+	}
+	if htmlFile != "" {
+		err = errors.Join(err, writeHTML(htmlFile, report.WriteHTML))
+	}
+	return err
 }
 
 func writeJSON(name string, report any) error {
