@@ -44,7 +44,7 @@ func (c *demoCmd) Run(ctx context.Context) error {
 		err = ended(ctx)
 		return errors.Join(err, instances.Stop(context.WithoutCancel(ctx), running))
 	})
-	return untilSignal(err)
+	return exceptSignal(err)
 }
 
 const demoInstances = 3

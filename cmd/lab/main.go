@@ -142,8 +142,8 @@ func unlessStopped(ctx context.Context, err error) error {
 	return err
 }
 
-// untilSignal is for commands that nothing but a signal ends, at whatever moment it comes: it is no error of theirs.
-func untilSignal(err error) error {
+// exceptSignal is for commands that nothing but a signal ends, at whatever moment it comes: it is no error of theirs.
+func exceptSignal(err error) error {
 	if errors.As(err, new(stoppedBy)) {
 		return nil
 	}
@@ -153,9 +153,5 @@ func untilSignal(err error) error {
 // ended waits for the end of ctx and returns nil when a signal caused it.
 func ended(ctx context.Context) error {
 	<-ctx.Done()
-	cause := context.Cause(ctx)
-	if errors.As(cause, new(stoppedBy)) {
-		return nil
-	}
-	return cause
+	return exceptSignal(context.Cause(ctx))
 }

@@ -23,5 +23,5 @@ func (c *upCmd) Run(ctx context.Context) error {
 		fmt.Fprintln(os.Stderr, "Ready. Ctrl-C ends the servers and removes their data.")
 		return ended(ctx)
 	})
-	return untilSignal(err)
+	return exceptSignal(err)
 }
