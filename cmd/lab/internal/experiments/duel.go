@@ -82,18 +82,18 @@ func (d *duel) end(ctx context.Context, r *Run) (err error) {
 	return nil
 }
 
-// fenced notes whether the fence has refused the holder because of its successor.
-func (d *duel) fenced(r *Run) {
+// verdict notes whether the fence has refused the holder because of its successor, and without a fence whether both were told
+// that they have the unit.
+func (d *duel) verdict(r *Run) {
+	if d.fencing == off {
+		r.controls(d.first.made() && d.next.made() && d.sold == 2, "both are told that they have the only unit",
+			"%s, fencing off: the holder is answered %s, its successor %s; sold %d of 1", d.strategy, d.first, d.next, d.sold)
+		return
+	}
 	r.claims(!d.first.made() && d.sold == 1 && d.refused.byFence() && d.refused.current() == d.next.token(),
 		"the fence refuses the holder's write, because it has seen its successor's token, and the unit is sold once",
 		"%s: the holder is answered %s, its successor %s; PostgreSQL refuses token %s with the fence at %s; sold %d of 1",
 		d.strategy, d.first, d.next, d.refused.presented(), d.refused.current(), d.sold)
-}
-
-// oversold notes whether both were told that they have the unit.
-func (d *duel) oversold(r *Run) {
-	r.controls(d.first.made() && d.next.made() && d.sold == 2, "both are told that they have the only unit",
-		"%s, fencing off: the holder is answered %s, its successor %s; sold %d of 1", d.strategy, d.first, d.next, d.sold)
 }
 
 // draw makes a timeline of what both duels have in common. fault is what has happened to the holder or to its lock.

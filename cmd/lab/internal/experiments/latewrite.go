@@ -74,7 +74,7 @@ func runLateWrite(ctx context.Context, r *Run) error {
 		if err := d.end(ctx, r); err != nil {
 			return err
 		}
-		d.fenced(r)
+		d.verdict(r)
 		if d.strategy == "redis" {
 			d.draw(r, "is paused (SIGSTOP)", paused).at(reads[d], Step, "successor", "has got the lock, has presented, and reads that 1 unit is left")
 		}

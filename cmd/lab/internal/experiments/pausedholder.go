@@ -68,11 +68,7 @@ func runPausedHolder(ctx context.Context, r *Run) error {
 		if err := d.end(ctx, r); err != nil {
 			return err
 		}
-		if d.fencing == off {
-			d.oversold(r)
-		} else {
-			d.fenced(r)
-		}
+		d.verdict(r)
 		if d.strategy == "redis" {
 			d.draw(r, "is paused (SIGSTOP)", paused)
 		}

@@ -86,10 +86,8 @@ func runRedisFailover(ctx context.Context, r *Run) error {
 			r.claims(d.first.token() != "" && d.first.token() == d.next.token(), "two holders have the lock, with the same token",
 				"the first has token %s from the old master, the second %s from the new one, %s after the kill",
 				d.first.token(), d.next.token(), lasted(d.next.at.Sub(killed)))
-			d.oversold(r)
-		} else {
-			d.fenced(r)
 		}
+		d.verdict(r)
 	}
 	return nil
 }

@@ -54,11 +54,7 @@ func runRedlockClock(ctx context.Context, r *Run) error {
 			return err
 		}
 		d.draw(r, "three of the five nodes forget the lock, 30 s early", jumped)
-		if fencing == off {
-			d.oversold(r)
-		} else {
-			d.fenced(r)
-		}
+		d.verdict(r)
 	}
 	return nil
 }

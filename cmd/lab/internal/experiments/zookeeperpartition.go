@@ -62,11 +62,7 @@ func runZookeeperPartition(ctx context.Context, r *Run) error {
 			return err
 		}
 		d.draw(r, "is cut off from ZooKeeper", cut)
-		if d.fencing == off {
-			d.oversold(r)
-		} else {
-			d.fenced(r)
-		}
+		d.verdict(r)
 	}
 	return nil
 }
