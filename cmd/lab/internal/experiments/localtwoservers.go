@@ -15,8 +15,6 @@ func runLocalTwoServers(ctx context.Context, r *Run) error {
 		return err
 	}
 	const stock, requests = 100, 400
-	r.Header = []string{"lock", "instances", "fencing", "stock", "created", "sold", "oversold"}
-	r.BarUnit = "units sold of 100"
 	r.say("two instances")
 	two, err := r.race(ctx, running, "local", off, stock, requests)
 	if err != nil {
@@ -27,10 +25,8 @@ func runLocalTwoServers(ctx context.Context, r *Run) error {
 	if err != nil {
 		return err
 	}
-	r.raced("local", two)
-	r.raced("local", one)
-	r.bar("2 instances", "", float64(two.Sold+two.Held))
-	r.bar("1 instance", "", float64(one.Sold+one.Held))
+	r.raced("local", "2 instances", two)
+	r.raced("local", "1 instance", one)
 	r.claims(two.Oversold > 0, "two instances sell more units than there are", "%s", two.Verdict)
 	r.controls(exact(one, stock), "one instance sells every unit, and none twice", "%s", one.Verdict)
 	return nil

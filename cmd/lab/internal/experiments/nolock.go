@@ -19,27 +19,23 @@ func runNoLock(ctx context.Context, r *Run) error {
 		return err
 	}
 	const stock, requests = 100, 300
-	r.Header = []string{"lock", "instances", "fencing", "stock", "created", "sold", "oversold"}
 	for n := 1; n <= len(running); n++ {
 		r.say("without a lock")
 		raced, err := r.race(ctx, running[:n], "none", off, stock, requests)
 		if err != nil {
 			return err
 		}
-		r.raced("none", raced)
+		r.raced("none", "none, "+report.Plural(n, "instance"), raced)
 		r.claims(raced.Oversold > 0, "more units are sold than there are", "%s: %s", report.Plural(n, "instance"), raced.Verdict)
-		r.bar("none, "+report.Plural(n, "instance"), "", float64(raced.Sold+raced.Held))
 	}
-	r.BarUnit = "units sold of 100"
 	for _, strategy := range []string{"postgres", "redis", "redlock", "zookeeper"} {
 		r.say("under " + strategy)
 		raced, err := r.race(ctx, running, strategy, enforced, stock, requests)
 		if err != nil {
 			return err
 		}
-		r.raced(strategy, raced)
+		r.raced(strategy, strategy, raced)
 		r.controls(exact(raced, stock), "every unit is sold, and none twice", "%s: %s", strategy, raced.Verdict)
-		r.bar(strategy, "", float64(raced.Sold+raced.Held))
 	}
 	return nil
 }

@@ -16,16 +16,13 @@ func runRowLock(ctx context.Context, r *Run) error {
 		return err
 	}
 	const stock, requests = 100, 300
-	r.Header = []string{"lock", "instances", "fencing", "stock", "created", "sold", "oversold"}
-	r.BarUnit = "units sold of 100"
 	for _, fencing := range []string{enforced, off} {
 		r.say("under row locks, fencing " + fencing)
 		report, err := r.race(ctx, running, "postgres", fencing, stock, requests)
 		if err != nil {
 			return err
 		}
-		r.raced("postgres", report)
-		r.bar("postgres, fencing "+fencing, "", float64(report.Sold+report.Held))
+		r.raced("postgres", "postgres, fencing "+fencing, report)
 		r.claims(exact(report, stock), "every unit is sold, and none twice, with the fence and without it", "fencing %s: %s", fencing, report.Verdict)
 	}
 	r.say("without a lock")
@@ -33,8 +30,7 @@ func runRowLock(ctx context.Context, r *Run) error {
 	if err != nil {
 		return err
 	}
-	r.raced("none", report)
-	r.bar("none", "", float64(report.Sold+report.Held))
+	r.raced("none", "none", report)
 	r.controls(report.Oversold > 0, "more units are sold than there are", "%s", report.Verdict)
 	return nil
 }

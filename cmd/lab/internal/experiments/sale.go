@@ -116,9 +116,12 @@ func (r *Run) race(ctx context.Context, on []*instances.Instance, strategy, fenc
 	})
 }
 
-// raced notes a race as a row.
-func (r *Run) raced(lock string, report load.Report) {
+// raced notes a race as a row, and as a bar of that name.
+func (r *Run) raced(lock, bar string, report load.Report) {
+	r.Header = []string{"lock", "instances", "fencing", "stock", "created", "sold", "oversold"}
 	r.row(lock, len(report.Instances), report.Fencing, report.Limit, report.Outcomes["created"], report.Sold+report.Held, report.Oversold)
+	r.BarUnit = fmt.Sprintf("units sold of %d", report.Limit)
+	r.bar(bar, "", float64(report.Sold+report.Held))
 }
 
 // exact tells whether a race has sold every unit, and none twice.
