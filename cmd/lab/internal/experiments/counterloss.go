@@ -81,7 +81,7 @@ func (r *Run) forget(ctx context.Context, instance *instances.Instance, tries in
 		return l, err
 	}
 	server := r.redis(r.lab.Server("redis-1"))
-	if err := server.Set(ctx, "fencepost:{item/"+sku+"}:token", 1_000_000, 0).Err(); err != nil {
+	if err := server.Set(ctx, counterOf(sku), 1_000_000, 0).Err(); err != nil {
 		return l, err
 	}
 	if l.before, err = mustBuy(ctx, instance, sku); err != nil {
@@ -89,7 +89,7 @@ func (r *Run) forget(ctx context.Context, instance *instances.Instance, tries in
 	}
 	// The instance keeps its lock for a moment, and with it its token.
 	err = until(ctx, "the release of the lock", func() (bool, error) {
-		held, err := server.Exists(ctx, "fencepost:{item/"+sku+"}:lock").Result()
+		held, err := server.Exists(ctx, lockOf(sku)).Result()
 		return held == 0, err
 	})
 	if err != nil {

@@ -119,6 +119,9 @@ func (r *Run) slowWithout(ctx context.Context, server *redis.Client, term time.D
 // lockOf is the key that the strategy redis keeps for an item.
 func lockOf(sku string) string { return "fencepost:{item/" + sku + "}:lock" }
 
+// counterOf is the key from which it draws the item's tokens.
+func counterOf(sku string) string { return "fencepost:{item/" + sku + "}:token" }
+
 // locked waits until somebody has the lock of the item.
 func (r *Run) locked(ctx context.Context, server *redis.Client, sku string) error {
 	return until(ctx, "the holder has the lock", func() (bool, error) {

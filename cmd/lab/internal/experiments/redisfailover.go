@@ -44,7 +44,7 @@ func runRedisFailover(ctx context.Context, r *Run) error {
 			return err
 		}
 		// Both items were locked seven times before, as the replicas know.
-		if err := client.Set(ctx, "fencepost:{item/"+d.sku+"}:token", 7, 0).Err(); err != nil {
+		if err := client.Set(ctx, counterOf(d.sku), 7, 0).Err(); err != nil {
 			return err
 		}
 		duels = append(duels, d)

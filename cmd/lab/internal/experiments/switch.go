@@ -135,7 +135,7 @@ func (r *Run) takeover(ctx context.Context, t *Timeline) (o takenOver, err error
 		return o, err
 	}
 	// Redis has counted very far, and ZooKeeper has not.
-	err = r.redis(r.lab.Server("redis-1")).Set(ctx, "fencepost:{item/"+o.sku+"}:token", 1_000_000_000_000, 0).Err()
+	err = r.redis(r.lab.Server("redis-1")).Set(ctx, counterOf(o.sku), 1_000_000_000_000, 0).Err()
 	if err != nil {
 		return o, err
 	}
