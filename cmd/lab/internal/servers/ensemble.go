@@ -26,8 +26,8 @@ type Ensemble struct {
 	Members []*Server
 }
 
-// StartEnsemble starts an ensemble and returns when it has a leader. It is for tests: the laboratory's own ZooKeeper is a
-// single one, which starts sooner.
+// StartEnsemble starts an ensemble and returns when it has a leader. It is for tests and experiments: the laboratory's own
+// ZooKeeper is a single one, which starts sooner.
 func (l *Lab) StartEnsemble(ctx context.Context) (*Ensemble, error) {
 	programs, ok := l.findZooKeeper()
 	if !ok {

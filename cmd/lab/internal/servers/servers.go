@@ -3,9 +3,9 @@
 //
 // It promises that no process and no folder outlives the laboratory, even one that was killed with SIGKILL; that a
 // server that ends by itself fails the laboratory; and that an address which was given is used as it is, or refused
-// with the fix. Nothing is faked: a server whose program is missing is unavailable and says what mends that. Tests can
-// have an ensemble of three ZooKeeper, Sentinels, a Redis Cluster, a ZooKeeper of their own, and a PostgreSQL of their own
-// with a standby besides.
+// with the fix. Nothing is faked: a server whose program is missing is unavailable and says what mends that. Tests and
+// experiments can have an ensemble of three ZooKeeper, Sentinels, a Redis Cluster, a ZooKeeper of their own, and a
+// PostgreSQL of their own with a standby besides.
 //
 // Commands and tests under cmd/lab use it. Both call [RunJanitor] first.
 package servers
