@@ -57,7 +57,8 @@ func runDeadlock(ctx context.Context, r *Run) error {
 	}
 	group.Wait()
 	// PostgreSQL counts what its sessions have seen when they end; and an order that was a victim would have been tried again.
-	if err := stopInstances(ctx, running); err != nil {
+	http.DefaultClient.CloseIdleConnections() // a server waits five seconds for one that was never used
+	if err := instances.Stop(ctx, running); err != nil {
 		return err
 	}
 	sorted, err := r.deadlocks(ctx)
@@ -81,11 +82,6 @@ func runDeadlock(ctx context.Context, r *Run) error {
 	r.row("as the order names them", 2, "–", unsorted-sorted)
 	r.controls(victim == "40P01" && unsorted-sorted == 1, "PostgreSQL ends one of the two with 40P01", "one of the two got %s; deadlocks: %d", victim, unsorted-sorted)
 	return nil
-}
-
-func stopInstances(ctx context.Context, running []*instances.Instance) error {
-	http.DefaultClient.CloseIdleConnections()
-	return instances.Stop(ctx, running)
 }
 
 // deadlocks is how many PostgreSQL has seen in this database.
