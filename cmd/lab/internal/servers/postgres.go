@@ -63,7 +63,7 @@ func (l *Lab) givenPostgres(ctx context.Context, service, owner string) (*Server
 		Name: Postgres, Source: "given", Detail: databaseURL,
 		env: []string{databaseURL + "=" + service, ownerURL + "=" + owner},
 	}
-	for _, given := range []struct{ variable, url string }{{databaseURL, service}, {ownerURL, owner}} {
+	for _, given := range []struct{ variable, url, other string }{{databaseURL, service, ownerURL}, {ownerURL, owner, databaseURL}} {
 		// pgx hides the password in its errors.
 		err := query(ctx, given.url, func(conn *pgx.Conn) error {
 			s.Version = versionOf(conn)
@@ -83,17 +83,10 @@ func (l *Lab) givenPostgres(ctx context.Context, service, owner string) (*Server
 		})
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w: give an empty database that answers, or unset it and %s "+
-				"for a private PostgreSQL", given.variable, err, other(given.variable))
+				"for a private PostgreSQL", given.variable, err, given.other)
 		}
 	}
 	return s, nil
-}
-
-func other(variable string) string {
-	if variable == databaseURL {
-		return ownerURL
-	}
-	return databaseURL
 }
 
 func (l *Lab) privatePostgres(ctx context.Context, bin string) (*Server, error) {

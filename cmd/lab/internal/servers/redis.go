@@ -90,11 +90,11 @@ func givenRedis(ctx context.Context, variable, address string) (*Server, error) 
 }
 
 func (l *Lab) privateRedis(ctx context.Context) ([]*Server, error) {
-	program := l.redisServer()
+	missing := l.redisServer() == ""
 	servers := make([]*Server, redisCount)
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range servers {
-		if program == "" {
+		if missing {
 			servers[i] = &Server{Name: redisName(i), Source: "unavailable", Detail: mend}
 			continue
 		}
@@ -104,7 +104,7 @@ func (l *Lab) privateRedis(ctx context.Context) ([]*Server, error) {
 			if l.options.RedisAppendOnly {
 				lines = append(lines, "appendonly yes", "appendfsync always")
 			}
-			servers[i], err = l.launchRedis(ctx, redisName(i), program, lines)
+			servers[i], err = l.launchRedis(ctx, redisName(i), lines)
 			return err
 		})
 	}
@@ -115,9 +115,8 @@ func (l *Lab) redisServer() string { return l.find("redis-server", "opt/redis/bi
 
 // launchRedis starts a server with these lines in its configuration, besides those that every one has. args follow the name
 // of the configuration's file.
-func (l *Lab) launchRedis(
-	ctx context.Context, name, program string, lines []string, args ...string,
-) (*Server, error) {
+func (l *Lab) launchRedis(ctx context.Context, name string, lines []string, args ...string) (*Server, error) {
+	program := l.redisServer()
 	dir, err := l.privateDir(name)
 	if err != nil {
 		return nil, err

@@ -27,7 +27,7 @@ type Sentinels struct {
 func (l *Lab) StartSentinels(ctx context.Context, name string) (*Sentinels, error) {
 	s := &Sentinels{Redis: make([]*Server, 3), Sentinels: make([]*Server, 3)}
 	var err error
-	if s.Redis[0], err = l.launchRedis(ctx, name+"-redis-1", l.redisServer(), redisReplicates()); err != nil {
+	if s.Redis[0], err = l.launchRedis(ctx, name+"-redis-1", redisReplicates()); err != nil {
 		return nil, err
 	}
 	master := strings.ReplaceAll(s.Redis[0].Address, ":", " ")
@@ -35,13 +35,13 @@ func (l *Lab) StartSentinels(ctx context.Context, name string) (*Sentinels, erro
 	for i := range s.Redis[1:] {
 		group.Go(func() (err error) {
 			lines := append(redisReplicates(), "replicaof "+master)
-			s.Redis[i+1], err = l.launchRedis(groupCtx, fmt.Sprintf("%s-redis-%d", name, i+2), l.redisServer(), lines)
+			s.Redis[i+1], err = l.launchRedis(groupCtx, fmt.Sprintf("%s-redis-%d", name, i+2), lines)
 			return err
 		})
 	}
 	for i := range s.Sentinels {
 		group.Go(func() (err error) {
-			s.Sentinels[i], err = l.launchRedis(groupCtx, fmt.Sprintf("%s-sentinel-%d", name, i+1), l.redisServer(), []string{
+			s.Sentinels[i], err = l.launchRedis(groupCtx, fmt.Sprintf("%s-sentinel-%d", name, i+1), []string{
 				"sentinel monitor " + SentinelMaster + " " + master + " 2",
 				"sentinel down-after-milliseconds " + SentinelMaster + " 500",
 				"sentinel failover-timeout " + SentinelMaster + " 1000",
@@ -96,7 +96,7 @@ func (l *Lab) StartCluster(ctx context.Context, name string) (*Cluster, error) {
 			if buses[i], err = l.freePort(); err != nil {
 				return err
 			}
-			c.Nodes[i], err = l.launchRedis(groupCtx, fmt.Sprintf("%s-%d", name, i+1), l.redisServer(), append(redisReplicates(),
+			c.Nodes[i], err = l.launchRedis(groupCtx, fmt.Sprintf("%s-%d", name, i+1), append(redisReplicates(),
 				"cluster-enabled yes", "cluster-node-timeout 1000", fmt.Sprintf("cluster-port %d", buses[i])))
 			return err
 		})
