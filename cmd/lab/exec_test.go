@@ -163,7 +163,7 @@ func TestGivenServersAreUsedAndTheirDataIsSpared(t *testing.T) {
 	}
 	require.NotContains(t, lab.stderr.String(), "private")
 
-	owner, err := pgx.Connect(ctx, variable(given.Env(), "FENCEPOST_OWNER_URL"))
+	owner, err := pgx.Connect(ctx, given.Variable("FENCEPOST_OWNER_URL"))
 	require.NoError(t, err)
 	_, err = owner.Exec(ctx, `CREATE TABLE precious (id int)`)
 	require.NoError(t, err)
@@ -173,13 +173,4 @@ func TestGivenServersAreUsedAndTheirDataIsSpared(t *testing.T) {
 	require.NoError(t, lab.Start())
 	require.Equal(t, 1, lab.exitCode())
 	require.Contains(t, lab.stderr.String(), "FENCEPOST_DATABASE_URL: the database has 1 tables")
-}
-
-func variable(env []string, name string) string {
-	for _, v := range env {
-		if value, ok := strings.CutPrefix(v, name+"="); ok {
-			return value
-		}
-	}
-	return ""
 }

@@ -33,13 +33,9 @@ func start(t *testing.T, options servers.Options) *servers.Lab {
 
 func get(t *testing.T, lab *servers.Lab, name string) string {
 	t.Helper()
-	for _, variable := range lab.Env() {
-		if value, ok := strings.CutPrefix(variable, name+"="); ok {
-			return value
-		}
-	}
-	t.Fatalf("%s is not set", name)
-	return ""
+	value := lab.Variable(name)
+	require.NotEmpty(t, value, name)
+	return value
 }
 
 func exec(t *testing.T, lab *servers.Lab, statement string) error {
