@@ -2,18 +2,18 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
-	"strings"
 	"time"
 
 	"fencepost/cmd/lab/internal/control"
 	"fencepost/cmd/lab/internal/instances"
 	"fencepost/cmd/lab/internal/servers"
+	"fencepost/cmd/lab/internal/shop"
 )
 
 type demoCmd struct {
@@ -137,23 +137,11 @@ func demoAddresses(lab *servers.Lab) ([]string, error) {
 // seed creates the item that the curl line asks for, under the configured lock. The page and the load generator create
 // their own.
 func seed(ctx context.Context, url string) error {
-	const item = `{"sku": "concert-ticket", "name": "Concert ticket", "stock": 100}`
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/v1/items", strings.NewReader(item))
-	if err != nil {
-		return err
+	item := map[string]any{"sku": "concert-ticket", "name": "Concert ticket", "stock": 100}
+	var told json.RawMessage
+	answer := shop.Exchange(ctx, http.MethodPost, url+"/v1/items", item, &told)
+	if answer.Err == nil && answer.Status != http.StatusCreated {
+		return fmt.Errorf("POST %s/v1/items answers %d %s: %s", url, answer.Status, http.StatusText(answer.Status), told)
 	}
-	request.Header.Set("Content-Type", "application/json")
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	answer, err := io.ReadAll(response.Body)
-	if err != nil {
-		return err
-	}
-	if response.StatusCode != http.StatusCreated {
-		return fmt.Errorf("POST %s answers %s: %s", request.URL, response.Status, answer)
-	}
-	return nil
+	return answer.Err
 }
