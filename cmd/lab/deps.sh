@@ -100,33 +100,31 @@ brew=/opt/homebrew
 check_go
 
 if [ "$(uname)" = Darwin ]; then
-	need has_postgres postgresql@17 "the database, and the judge of every write"
-	need has_redis redis "the locks of the strategies redis and redlock"
-	need has_zookeeper zookeeper "the locks of the strategy zookeeper"
-	need has_java openjdk "ZooKeeper runs on it"
-	[ "$purpose" = test ] && need has_browser chromium "the tests of the page drive it"
-	[ "$purpose" = test ] && need has_npm node "the tests of the page check its types and its accessibility with tools from npm"
-	[ "$purpose" = test ] && need has_haproxy haproxy "tests put three instances behind it, as deploy/haproxy.cfg does"
-	[ "$purpose" = test ] && need has_pgbouncer pgbouncer "tests put it before PostgreSQL, as deploy/pgbouncer.ini does"
-	[ "$purpose" = test ] && need has_prometheus prometheus "tests have it watch three instances, with the alerts and the dashboard of deploy/"
-	[ -z "$missing" ] && exit 0
+	postgres=postgresql@17 redis=redis zookeeper=zookeeper java=openjdk npm=node
+else
+	postgres=postgresql redis=redis-server zookeeper=libzookeeper-java java=default-jre-headless npm=npm
+fi
+
+need has_postgres "$postgres" "the database, and the judge of every write"
+need has_redis "$redis" "the locks of the strategies redis and redlock"
+need has_zookeeper "$zookeeper" "the locks of the strategy zookeeper"
+need has_java "$java" "ZooKeeper runs on it"
+if [ "$purpose" = test ]; then
+	need has_browser chromium "the tests of the page drive it"
+	need has_npm "$npm" "the tests of the page check its types and its accessibility with tools from npm"
+	need has_curl curl "a test runs the README's lines with it"
+	need has_haproxy haproxy "tests put three instances behind it, as deploy/haproxy.cfg does"
+	need has_pgbouncer pgbouncer "tests put it before PostgreSQL, as deploy/pgbouncer.ini does"
+	need has_prometheus prometheus "tests have it watch three instances, with the alerts and the dashboard of deploy/"
+fi
+[ -z "$missing" ] && exit 0
+
+if [ "$(uname)" = Darwin ]; then
 	has brew || fail "install Homebrew from https://brew.sh, then run: brew install$missing"
 	say "installing with brew:$missing"
 	# shellcheck disable=SC2086
 	brew install --quiet $missing
 	exit 0
 fi
-
-need has_postgres postgresql "the database, and the judge of every write"
-need has_redis redis-server "the locks of the strategies redis and redlock"
-need has_zookeeper libzookeeper-java "the locks of the strategy zookeeper"
-need has_java default-jre-headless "ZooKeeper runs on it"
-[ "$purpose" = test ] && need has_browser chromium "the tests of the page drive it"
-[ "$purpose" = test ] && need has_npm npm "the tests of the page check its types and its accessibility with tools from npm"
-[ "$purpose" = test ] && need has_curl curl "a test runs the README's lines with it"
-[ "$purpose" = test ] && need has_haproxy haproxy "tests put three instances behind it, as deploy/haproxy.cfg does"
-[ "$purpose" = test ] && need has_pgbouncer pgbouncer "tests put it before PostgreSQL, as deploy/pgbouncer.ini does"
-[ "$purpose" = test ] && need has_prometheus prometheus "tests have it watch three instances, with the alerts and the dashboard of deploy/"
-[ -z "$missing" ] && exit 0
 has apt-get || fail "this is neither Debian, Ubuntu nor macOS: install your system's packages for$missing"
 install_with_apt
