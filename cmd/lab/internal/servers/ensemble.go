@@ -18,7 +18,7 @@ func (l *Lab) StartZooKeeper(ctx context.Context, name string) (*Server, error) 
 	if !ok {
 		return nil, errors.New("there is no ZooKeeper to start: " + mend)
 	}
-	return l.member(ctx, programs, name, nil)
+	return l.launchZooKeeper(ctx, programs, name, nil)
 }
 
 // Ensemble is three ZooKeeper servers that elect one of them as their leader, and go on when any one of them is gone.
@@ -55,7 +55,7 @@ func (l *Lab) StartEnsemble(ctx context.Context) (*Ensemble, error) {
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range e.Members {
 		group.Go(func() (err error) { // side by side: none is ready without another
-			e.Members[i], err = l.member(ctx, programs, fmt.Sprintf("%s-%d", ZooKeeper, i+1), config)
+			e.Members[i], err = l.launchZooKeeper(ctx, programs, fmt.Sprintf("%s-%d", ZooKeeper, i+1), config)
 			return err
 		})
 	}

@@ -22,7 +22,7 @@ func (l *Lab) zookeeper(ctx context.Context) ([]*Server, error) {
 	if !ok {
 		return []*Server{{Name: ZooKeeper, Source: "unavailable", Detail: mend}}, nil
 	}
-	server, err := l.member(ctx, programs, ZooKeeper, nil)
+	server, err := l.launchZooKeeper(ctx, programs, ZooKeeper, nil)
 	return []*Server{server}, err
 }
 
@@ -73,8 +73,8 @@ func (p programs) classes() string {
 	return filepath.Join(p.jars, "*")
 }
 
-// member starts one ZooKeeper. ensemble is what its configuration says about the others; with nil it has none.
-func (l *Lab) member(ctx context.Context, p programs, name string, ensemble []string) (*Server, error) {
+// launchZooKeeper starts one ZooKeeper. ensemble is what its configuration says about the others; with nil it has none.
+func (l *Lab) launchZooKeeper(ctx context.Context, p programs, name string, ensemble []string) (*Server, error) {
 	dir, err := l.privateDir(name)
 	if err != nil {
 		return nil, err
