@@ -82,6 +82,9 @@ func (c *benchCmd) Validate() error {
 
 // Run prints the report to the standard output and everything else to the standard error.
 func (c *benchCmd) Run(ctx context.Context) error {
+	if err := writable(c.JSON, c.HTML); err != nil {
+		return err
+	}
 	options := servers.Options{Getenv: os.Getenv, Require: []string{servers.Postgres, servers.Redis, servers.ZooKeeper}, RequireEmpty: true}
 	return withLab(ctx, options, func(ctx context.Context, lab *servers.Lab) error {
 		show, done := progressLine(os.Stderr)

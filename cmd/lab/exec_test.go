@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"net"
+	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -12,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"fencepost/cmd/lab/internal/servers"
+	"fencepost/domain/postgres/postgrestest"
 )
 
 // tail is a command that goes on, with a child, and whose processes can be recognised by the path in their arguments.
@@ -121,6 +124,12 @@ func TestAGivenAddressMustAnswer(t *testing.T) {
 	require.NoError(t, err)
 	silent := listener.Addr().String() // takes connections and says nothing
 	t.Cleanup(func() { listener.Close() })
+	database := postgrestest.Empty(t)
+	good := []string{ // of which the later ones count
+		"FENCEPOST_REDIS_URL=" + os.Getenv("FENCEPOST_REDIS_URL"), "FENCEPOST_REDLOCK_URLS=" + os.Getenv("FENCEPOST_REDLOCK_URLS"),
+		"FENCEPOST_ZOOKEEPER_SERVERS=" + os.Getenv("FENCEPOST_ZOOKEEPER_SERVERS"),
+		"FENCEPOST_DATABASE_URL=" + database.ServiceURL, "FENCEPOST_OWNER_URL=" + database.OwnerURL,
+	}
 	for name, test := range map[string]struct {
 		env     []string
 		message string
@@ -132,12 +141,14 @@ func TestAGivenAddressMustAnswer(t *testing.T) {
 			"FENCEPOST_DATABASE_URL=postgres://u:secret@" + silent + "/d",
 			"FENCEPOST_OWNER_URL=postgres://u:secret@" + silent + "/d",
 		}, "unset it and FENCEPOST_OWNER_URL"},
-		"half": {[]string{"FENCEPOST_OWNER_URL=postgres://u:secret@" + silent + "/d"}, "FENCEPOST_DATABASE_URL is not"},
+		"half": {[]string{
+			"FENCEPOST_DATABASE_URL=", "FENCEPOST_OWNER_URL=postgres://u:secret@" + silent + "/d",
+		}, "FENCEPOST_DATABASE_URL is not"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			lab := labCommand(t, "exec", "--", "true")
-			lab.Env = append(lab.Env, test.env...)
+			lab.Env = slices.Concat(lab.Env, good, test.env)
 			require.NoError(t, lab.Start())
 			require.Equal(t, 1, lab.exitCode())
 			require.Contains(t, lab.stderr.String(), test.message)

@@ -2,6 +2,8 @@ package servers_test
 
 import (
 	"context"
+	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,6 +33,17 @@ func start(t *testing.T, options servers.Options) *servers.Lab {
 	return lab
 }
 
+// given leaves it to the laboratory in which the tests run to serve what a test does not look at: all variables but those
+// that begin with one of private.
+func given(private ...string) func(string) string {
+	return func(variable string) string {
+		if slices.ContainsFunc(private, func(prefix string) bool { return strings.HasPrefix(variable, prefix) }) {
+			return ""
+		}
+		return os.Getenv(variable)
+	}
+}
+
 func get(t *testing.T, lab *servers.Lab, name string) string {
 	t.Helper()
 	value := lab.Variable(name)
@@ -53,7 +66,7 @@ func exec(t *testing.T, lab *servers.Lab, statement string) error {
 
 func TestPostgresComesBackWithItsData(t *testing.T) {
 	t.Parallel()
-	lab := start(t, servers.Options{})
+	lab := start(t, servers.Options{Getenv: given("FENCEPOST_DATABASE", "FENCEPOST_OWNER")})
 	postgres := lab.Server(servers.Postgres)
 	require.NoError(t, exec(t, lab, `CREATE TABLE kept (id int)`))
 
@@ -85,7 +98,7 @@ func TestRedisForgetsUnlessToldOtherwise(t *testing.T) {
 	for name, appendOnly := range map[string]bool{"forgets": false, "remembers": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			lab := start(t, servers.Options{RedisAppendOnly: appendOnly})
+			lab := start(t, servers.Options{Getenv: given("FENCEPOST_RED"), RedisAppendOnly: appendOnly})
 			options, err := redis.ParseURL(get(t, lab, "FENCEPOST_REDIS_URL"))
 			require.NoError(t, err)
 			client := redis.NewClient(options)
@@ -103,7 +116,7 @@ func TestRedisForgetsUnlessToldOtherwise(t *testing.T) {
 
 func TestZooKeeperComesBack(t *testing.T) {
 	t.Parallel()
-	lab := start(t, servers.Options{})
+	lab := start(t, servers.Options{Getenv: given("FENCEPOST_ZOOKEEPER")})
 	zookeeper := lab.Server(servers.ZooKeeper)
 	require.NoError(t, zookeeper.Stop(t.Context()))
 	require.NoError(t, zookeeper.Start(t.Context()))
@@ -113,7 +126,7 @@ func TestZooKeeperComesBack(t *testing.T) {
 // An ensemble survives the end of its leader, which comes back as one of the others, and a leader that is paused.
 func TestEnsemble(t *testing.T) {
 	t.Parallel()
-	lab := start(t, servers.Options{})
+	lab := start(t, servers.Options{Getenv: given()})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	began := time.Now()
@@ -144,7 +157,7 @@ func TestEnsemble(t *testing.T) {
 
 func TestAnUnexpectedEndIsAFailure(t *testing.T) {
 	t.Parallel()
-	lab := start(t, servers.Options{})
+	lab := start(t, servers.Options{Getenv: given("FENCEPOST_RED")})
 	require.NoError(t, syscall.Kill(lab.Server("redis-3").PID(), syscall.SIGKILL))
 	require.ErrorContains(t, <-lab.Failed(), "redis-3 ended by itself (signal: killed)")
 }
@@ -175,7 +188,7 @@ zookeeper  -        -        unavailable: run `+"`make deps`"+`
 
 func TestACommandThatDoesNotBecomeReadyShowsItsLog(t *testing.T) {
 	t.Parallel()
-	lab := start(t, servers.Options{})
+	lab := start(t, servers.Options{Getenv: given()})
 	_, err := lab.Launch(t.Context(), servers.Command{
 		Name: "hopeless", Path: "/bin/sh", Args: []string{"-c", "echo it is no use; exit 3"},
 		Ready: func(context.Context) error { return context.DeadlineExceeded },
