@@ -2,9 +2,9 @@
 # Checks that this machine has what the laboratory needs, and installs what is missing. It says nothing when nothing
 # is.
 #
-#   deps.sh demo   PostgreSQL, Redis, ZooKeeper
+#   deps.sh demo   PostgreSQL, Redis, ZooKeeper, and curl, with which the README begins
 #   deps.sh test   the same, a browser and npm for the tests of the page, HAProxy, PgBouncer and Prometheus for those of
-#                  deploy/, and curl for those of the README
+#                  deploy/
 #
 # Nothing of what it installs is started or enabled as a service, and no database is made.
 set -eu
@@ -109,10 +109,10 @@ need has_postgres "$postgres" "the database, and the judge of every write"
 need has_redis "$redis" "the locks of the strategies redis and redlock"
 need has_zookeeper "$zookeeper" "the locks of the strategy zookeeper"
 need has_java "$java" "ZooKeeper runs on it"
+need has_curl curl "the README has lines for it, which a test runs too"
 if [ "$purpose" = test ]; then
 	need has_browser chromium "the tests of the page drive it"
 	need has_npm "$npm" "the tests of the page check its types and its accessibility with tools from npm"
-	need has_curl curl "a test runs the README's lines with it"
 	need has_haproxy haproxy "tests put three instances behind it, as deploy/haproxy.cfg does"
 	need has_pgbouncer pgbouncer "tests put it before PostgreSQL, as deploy/pgbouncer.ini does"
 	need has_prometheus prometheus "tests have it watch three instances, with the alerts and the dashboard of deploy/"
