@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"net/http"
 	"net/url"
@@ -54,13 +55,15 @@ func TestPromtool(t *testing.T) {
 		require.NoError(t, err, output)
 	}
 
-	file := filepath.Join(folder, "rules.yml")
-	rules, err := os.ReadFile(file)
+	rules, err := os.ReadFile(filepath.Join(folder, "rules.yml"))
 	require.NoError(t, err)
 	tests, err := os.ReadFile(filepath.Join(folder, "rules_test.yml"))
 	require.NoError(t, err)
 	alerts := regexp.MustCompile(`(?s)- alert: (\w+)\n.*? ([><]) ([0-9.]+)\n`).FindAllStringSubmatchIndex(string(rules), -1)
 	require.Len(t, alerts, strings.Count(string(rules), "- alert:"))
+	const ruleFiles = "rule_files: [rules.yml]\n"
+	require.Contains(t, string(tests), ruleFiles)
+	changes := map[string]string{} // by the file that has to fail
 	for _, at := range alerts {
 		name, bound := string(rules[at[2]:at[3]]), string(rules[at[6]:at[7]])
 		assert.Contains(t, string(tests), `{alertname="`+name+`",alertstate="firing",`)
@@ -69,11 +72,21 @@ func TestPromtool(t *testing.T) {
 				moved = map[string]string{"1000000": "-1", "-1": "1000000"}[moved]
 			}
 			worse := string(rules[:at[6]]) + moved + string(rules[at[7]:])
-			require.NoError(t, os.WriteFile(file, []byte(worse), 0o600))
-			output, err := promtool("test", "rules", "rules_test.yml")
-			require.Error(t, err, "nobody has noticed that %s compares with %s instead of %s", name, moved, bound)
-			require.Contains(t, output, "FAILED")
+			file := fmt.Sprintf("%d.yml", len(changes))
+			testFile := "test-" + file
+			changes[testFile] = fmt.Sprintf("%s compares with %s instead of %s", name, moved, bound)
+			require.NoError(t, os.WriteFile(filepath.Join(folder, file), []byte(worse), 0o600))
+			require.NoError(t, os.WriteFile(filepath.Join(folder, testFile),
+				[]byte(strings.Replace(string(tests), ruleFiles, "rule_files: ["+file+"]\n", 1)), 0o600))
 		}
+	}
+	output, err := promtool(slices.Concat([]string{"test", "rules"}, slices.Sorted(maps.Keys(changes)))...) // its start takes longer than a test
+	require.Error(t, err, output)
+	told := strings.Split(output, "Unit Testing:")[1:]
+	require.Len(t, told, len(changes), output)
+	for _, verdict := range told {
+		file := strings.Fields(verdict)[0]
+		require.Contains(t, verdict, "FAILED", "nobody has noticed that %s", changes[file])
 	}
 }
 
