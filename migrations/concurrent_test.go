@@ -86,10 +86,18 @@ func TestPresentWithoutWaiting(t *testing.T) {
 	}
 	must(t, b, `BEGIN`)
 	must(t, b, `SET LOCAL lock_timeout = '5s'`) // an error, not a test that hangs
-	presented := value[[]*int64](t, b, `SELECT present_all(ARRAY['coupon/c', 'item/a', 'item/off', 'item/off', 'item/row'], ARRAY['redis', 'redis', 'none', 'postgres', 'postgres'],
-		ARRAY[2, 2, 1, 1, 1], ARRAY[6, 7, NULL, NULL, NULL], ARRAY_FILL(gen_random_uuid(), ARRAY[5]), ARRAY[false, false, false, true, true], false)`)
-	six, zero := int64(6), int64(0)
-	assert.Equal(t, []*int64{&six, nil, &zero, nil, nil}, presented)
+	present := func(resource, strategy string, epoch, token int) *int64 {
+		return value[*int64](t, b, `SELECT present($1, $2, $3, NULLIF($4, 0), gen_random_uuid(), false)`, resource, strategy, epoch, token)
+	}
+	lock := func(resource string) *int64 {
+		return value[*int64](t, b, `SELECT token FROM lock_row($1, 1, gen_random_uuid(), false)`, resource)
+	}
+	two, zero := int64(2), int64(0)
+	assert.Equal(t, &two, present("coupon/c", "redis", 2, 6), "the fence's second turn")
+	assert.Nil(t, present("item/a", "redis", 2, 7))
+	assert.Equal(t, &zero, present("item/off", "none", 1, 0))
+	assert.Nil(t, lock("item/off"))
+	assert.Nil(t, lock("item/row"))
 	must(t, b, `UPDATE coupons SET redeemed = 1 WHERE resource = 'coupon/c'`)
 	must(t, b, `SAVEPOINT s`)
 	assert.Equal(t, notPresented, state(run(t.Context(), b, `UPDATE items SET on_hand = 9 WHERE resource = 'item/a'`)))
@@ -97,8 +105,7 @@ func TestPresentWithoutWaiting(t *testing.T) {
 	must(t, b, `COMMIT`)
 	must(t, a, `COMMIT`)
 	must(t, b, `BEGIN`)
-	assert.EqualValues(t, 2, *value[[]*int64](t, b, `SELECT present_all(ARRAY['item/row'], ARRAY['postgres'], ARRAY[1], ARRAY[NULL]::bigint[], ARRAY[gen_random_uuid()], ARRAY[true], false)`)[0],
-		"the row is free, and the next token is drawn")
+	assert.Equal(t, &two, lock("item/row"), "the row is free, and the next token is drawn")
 	must(t, b, `ROLLBACK`)
 }
 
@@ -158,7 +165,7 @@ func TestPresentLocksNothingWhereFencingIsOff(t *testing.T) {
 	for i, conn := range []*pgx.Conn{a, b} {
 		must(t, conn, `BEGIN`)
 		must(t, conn, `SET LOCAL lock_timeout = '5s'`) // an error, not a test that hangs
-		assert.Equal(t, "off", value[string](t, conn, `SELECT present('item/off', 'none', 1, NULL, gen_random_uuid())`))
+		assert.Zero(t, value[int64](t, conn, `SELECT present('item/off', 'none', 1, NULL, gen_random_uuid())`))
 		read[i] = value[int64](t, conn, `SELECT on_hand FROM items WHERE resource = 'item/off'`)
 	}
 	for i, conn := range []*pgx.Conn{a, b} {
@@ -173,7 +180,7 @@ func TestLockRowLocksWhereFencingIsOff(t *testing.T) {
 	t.Parallel()
 	db := fenced(t)
 	a, b, watcher := postgrestest.Connect(t, db.ServiceURL), postgrestest.Connect(t, db.ServiceURL), postgrestest.Connect(t, db.ServiceURL)
-	const lock = `SELECT lock_row('item/off', 1, gen_random_uuid())`
+	const lock = `SELECT token FROM lock_row('item/off', 1, gen_random_uuid())`
 	must(t, a, `BEGIN`)
 	assert.Zero(t, value[int64](t, a, lock))
 	locked := inBackground(t.Context(), b, lock)

@@ -35,6 +35,7 @@ const (
 const (
 	grantOfA   = "aaaaaaaa-0000-7000-8000-000000000005"
 	otherGrant = "bbbbbbbb-0000-7000-8000-000000000005"
+	nextGrant  = "cccccccc-0000-7000-8000-000000000006"
 )
 
 // fixture is what the attacks are made on. Redis is in charge of both scopes, in the second epoch, and token 5 was the last
@@ -48,8 +49,9 @@ const fixture = `
 	INSERT INTO items (resource, name, on_hand, reserved, sold) VALUES ('item/a', 'A', 10, 2, 0);
 	INSERT INTO reservation_lines (resource, reservation, quantity, state, customer_id, created_by, created_at, expires_at)
 	VALUES ('item/a', '00000000-0000-7000-8000-00000000000a', 2, 'held', '', 'me', now(), now() + interval '1 hour');
-	INSERT INTO ledger (resource, entry, kind, on_hand_delta, reserved_delta, strategy, epoch, grant_id)
-	VALUES ('item/a', '00000000-0000-7000-8000-00000000001a', 'create', 10, 2, '', 0, gen_random_uuid());
+	INSERT INTO ledger (resource, entry, kind, on_hand_delta, reserved_delta, strategy, epoch, token, grant_id, turn)
+	SELECT resource, '00000000-0000-7000-8000-00000000001a', 'create', 10, 2, strategy, epoch, token, grant_id, turn
+	  FROM fences WHERE resource = 'item/a';
 
 	SELECT create_fence('coupon/c', 'enforced', NULL, NULL, gen_random_uuid());
 	INSERT INTO coupons (resource, max_redemptions, redeemed) VALUES ('coupon/c', 10, 1);
@@ -84,7 +86,7 @@ func fenced(t *testing.T) postgrestest.Database {
 
 // next presents as the rightful next holder of the resource would.
 func next(resource string) string {
-	return `SELECT present('` + resource + `', strategy, epoch, token + 1, gen_random_uuid()) FROM fences WHERE resource = '` + resource + `'`
+	return `SELECT present('` + resource + `', strategy, epoch, token + 1, '` + nextGrant + `') FROM fences WHERE resource = '` + resource + `'`
 }
 
 // run sends the statement in the simple protocol, so that one string may hold several. What stands behind the first line
@@ -176,8 +178,8 @@ var writes = []struct{ name, resource, sql string }{
 		INSERT INTO redemptions (resource, redemption, customer_id, state, created_by, created_at)
 		VALUES ('coupon/c', gen_random_uuid(), 'me', 'redeemed', 'me', now())`},
 	{"insert into the ledger", "item/a", `
-		INSERT INTO ledger (resource, entry, kind, on_hand_delta, strategy, epoch, token, grant_id)
-		VALUES ('item/a', gen_random_uuid(), 'restock', 1, 'redis', 2, 5, '` + grantOfA + `')`},
+		INSERT INTO ledger (resource, entry, kind, on_hand_delta, strategy, epoch, token, grant_id, turn)
+		VALUES ('item/a', gen_random_uuid(), 'restock', 1, 'redis', 2, 6, '` + nextGrant + `', 2)`},
 
 	{"copy into items", "item/bare", "COPY items (resource, name, on_hand, reserved, sold) FROM STDIN CSV\nitem/bare,Bare,1,0,0\n"},
 	{"copy into reservation_lines", "item/a", "COPY reservation_lines (resource, reservation, quantity, state, customer_id, created_by, created_at, expires_at)" +
@@ -185,8 +187,8 @@ var writes = []struct{ name, resource, sql string }{
 	{"copy into coupons", "coupon/bare", "COPY coupons (resource, max_redemptions, redeemed) FROM STDIN CSV\ncoupon/bare,1,0\n"},
 	{"copy into redemptions", "coupon/c", "COPY redemptions (resource, redemption, customer_id, state, created_by, created_at)" +
 		" FROM STDIN CSV\ncoupon/c,00000000-0000-7000-8000-0000000000c2,me,redeemed,me,2026-01-01Z\n"},
-	{"copy into the ledger", "item/a", "COPY ledger (resource, entry, kind, strategy, epoch, grant_id)" +
-		" FROM STDIN CSV\nitem/a,00000000-0000-7000-8000-0000000000c3,restock,redis,2," + grantOfA + "\n"},
+	{"copy into the ledger", "item/a", "COPY ledger (resource, entry, kind, strategy, epoch, token, grant_id, turn)" +
+		" FROM STDIN CSV\nitem/a,00000000-0000-7000-8000-0000000000c3,restock,redis,2,6," + nextGrant + ",2\n"},
 
 	{"insert on conflict do update", "item/a", `
 		INSERT INTO items (resource, name, on_hand, reserved, sold) VALUES ('item/a', 'A', 1, 0, 0)
@@ -234,7 +236,7 @@ func TestNoTriggerNoFence(t *testing.T) {
 	db := fenced(t)
 	owner := postgrestest.Connect(t, db.OwnerURL)
 	for _, table := range []string{"items", "reservation_lines", "coupons", "redemptions", "ledger"} {
-		must(t, owner, `DROP TRIGGER guard_row ON `+table)
+		must(t, owner, `DROP TRIGGER guard_insert ON `+table+`; DROP TRIGGER IF EXISTS guard_update ON `+table)
 	}
 	for _, w := range writes {
 		t.Run(w.name, func(t *testing.T) {
@@ -289,9 +291,9 @@ func attacks() []attack {
 	}
 	for _, table := range []string{"items", "reservation_lines", "coupons", "redemptions", "ledger"} {
 		all = append(all,
-			attack{"drop the guard of " + table, "", []string{`DROP TRIGGER guard_row ON ` + table}, noPermission},
+			attack{"drop the guard of " + table, "", []string{`DROP TRIGGER guard_insert ON ` + table}, noPermission},
 			attack{"replace the guard of " + table, "", []string{
-				`CREATE OR REPLACE TRIGGER guard_row AFTER UPDATE ON ` + table + ` FOR EACH ROW EXECUTE FUNCTION guard_row()`,
+				`CREATE OR REPLACE TRIGGER guard_insert BEFORE TRUNCATE ON ` + table + ` EXECUTE FUNCTION never()`,
 			}, noPermission},
 			attack{"change the key of " + table, "", []string{
 				`BEGIN`, next("item/a"), next("item/b"), next("coupon/c"), next("coupon/bare"),
@@ -308,8 +310,15 @@ func attacks() []attack {
 		{"insert an item that has no fence", "", []string{
 			`BEGIN`, next("item/a"),
 			`INSERT INTO items (resource, name, on_hand, reserved, sold) VALUES ('item/ghost', 'Ghost', 1, 0, 0)`,
-		}, notPresented},
+		}, foreignKey},
 		{"insert into the ledger of nothing", "", []string{`INSERT INTO ledger (resource, entry, kind, strategy, epoch, grant_id) VALUES ('ghost', gen_random_uuid(), 'restock', '', 0, gen_random_uuid())`}, notPresented},
+
+		{"insert into the ledger with the stamp of the transaction before", "", []string{`
+			INSERT INTO ledger (resource, entry, kind, strategy, epoch, token, grant_id, turn)
+			VALUES ('item/a', gen_random_uuid(), 'restock', 'redis', 2, 5, '` + grantOfA + `', 1)`}, notPresented},
+		{"insert many lines, the last of another item", "", []string{`BEGIN`, next("item/a"), `
+			INSERT INTO reservation_lines (resource, reservation, quantity, state, customer_id, created_by, created_at, expires_at)
+			SELECT CASE n WHEN 100 THEN 'item/b' ELSE 'item/a' END, gen_random_uuid(), 1, 'held', '', 'me', now(), now() FROM generate_series(1, 100) n`}, notPresented},
 
 		// What is fixed when a row is made.
 		{"rename an item", "", []string{`BEGIN`, next("item/a"), `UPDATE items SET name = 'B'`}, noPermission},
@@ -410,12 +419,12 @@ func attacks() []attack {
 		// The names that the functions use.
 		{"call the inner function", "", []string{`SELECT locked_fence('item/a', 'redis', 2, 6, true, true)`}, noPermission},
 		{"call refuse", "", []string{`SELECT refuse('FP001', '', '', '', 0, 0, '', 0, 0, NULL)`}, noPermission},
-		{"call the guard", "", []string{`SELECT guard_row()`}, "0A000"}, // trigger functions can only be called as triggers
+		{"call the guard", "", []string{`SELECT guard_rows()`}, "0A000"}, // trigger functions can only be called as triggers
 		{"replace present", "", []string{`CREATE OR REPLACE FUNCTION present(text, text, bigint, bigint, uuid) RETURNS text LANGUAGE sql AS $$ SELECT 'off' $$`}, noPermission},
-		{"replace the guard", "", []string{`CREATE OR REPLACE FUNCTION guard_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$`}, noPermission},
+		{"replace the guard", "", []string{`CREATE OR REPLACE FUNCTION guard_rows() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$`}, noPermission},
 		{"overload present", "", []string{`CREATE FUNCTION present(text, text, int, int, uuid) RETURNS text LANGUAGE sql AS $$ SELECT 'off' $$`}, noPermission},
 		{"change present", "", []string{`ALTER FUNCTION present SET search_path = pg_temp`}, noPermission},
-		{"change present_all", "", []string{`ALTER FUNCTION present_all SET search_path = pg_temp`}, noPermission},
+		{"change lock_row", "", []string{`ALTER FUNCTION lock_row SET search_path = pg_temp`}, noPermission},
 		{"drop present", "", []string{`DROP FUNCTION present`}, noPermission},
 		{"create a table", "", []string{`CREATE TABLE public.x ()`}, noPermission},
 		{"create a schema", "", []string{`CREATE SCHEMA mine`}, noPermission},
@@ -429,6 +438,7 @@ func attacks() []attack {
 			`CREATE TEMP TABLE authorities AS SELECT scope, 'none' AS strategy, fingerprint, epoch, since FROM public.authorities`,
 			`SET search_path = pg_temp, public`, `SELECT present('item/a', 'none', 2, 6, gen_random_uuid())`,
 		}, notInCharge},
+		{"a temporary table called written", "", []string{`CREATE TEMP TABLE written AS SELECT * FROM public.items LIMIT 0`, `SET search_path = pg_temp, public`, update}, notPresented},
 		{"a temporary table called items", "", []string{
 			`CREATE TEMP TABLE items AS SELECT * FROM public.items`, `SET search_path = pg_temp, public`, update,
 		}, harmless},
@@ -539,27 +549,38 @@ func TestGuardsAreAlwaysOn(t *testing.T) {
 		SELECT concat_ws(' ', tgrelid::regclass, tgname, tgenabled) FROM pg_trigger WHERE NOT tgisinternal`)
 	triggers, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	require.NoError(t, err)
-	want := []string{"fences guard_fence A"}
-	for _, table := range []string{"items", "reservation_lines", "coupons", "redemptions", "ledger"} {
-		want = append(want, table+" guard_row A", table+" guard_truncate A")
+	want := []string{"fences guard_fence A", "fences guard_never A", "refusals guard_never A", "ledger guard_insert A", "ledger guard_never A"}
+	for _, table := range []string{"items", "reservation_lines", "coupons", "redemptions"} {
+		want = append(want, table+" guard_insert A", table+" guard_update A", table+" guard_never A")
 	}
-	want = append(want, "fences guard_truncate A", "refusals guard_truncate A")
 	assert.ElementsMatch(t, want, triggers)
 }
 
-// A ledger entry carries the grant that was presented, whatever the statement says.
+// A ledger entry carries the grant that was presented, in the turn in which it was, and no other.
 func TestLedgerIsStampedWithTheGrant(t *testing.T) {
 	t.Parallel()
 	db := fenced(t)
 	service := postgrestest.Connect(t, db.ServiceURL)
-	must(t, service, `BEGIN`)
-	must(t, service, `SELECT present('item/a', 'redis', 2, 6, '`+otherGrant+`')`)
-	must(t, service, `
-		INSERT INTO ledger (resource, entry, kind, on_hand_delta, strategy, epoch, token, grant_id)
-		VALUES ('item/a', '00000000-0000-7000-8000-0000000000ff', 'restock', 1, 'zookeeper', 99, 99, '`+grantOfA+`')`)
-	must(t, service, `COMMIT`)
-	assert.Equal(t, "redis 2.6 "+otherGrant, value[string](t, service, `
-		SELECT strategy || ' ' || epoch || '.' || token || ' ' || grant_id FROM ledger WHERE entry = '00000000-0000-7000-8000-0000000000ff'`))
+	for _, c := range []struct{ name, strategy, epoch, token, grant, turn, want string }{
+		{"another strategy", "zookeeper", "2", "6", otherGrant, "2", notPresented},
+		{"another epoch", "redis", "1", "6", otherGrant, "2", notPresented},
+		{"another token", "redis", "2", "5", otherGrant, "2", notPresented},
+		{"another grant", "redis", "2", "6", grantOfA, "2", notPresented},
+		{"the turn before", "redis", "2", "6", otherGrant, "1", notPresented},
+		{"no turn", "redis", "2", "6", otherGrant, "NULL", notPresented},
+		{"no token", "redis", "2", "NULL", otherGrant, "2", notPresented},
+		{"what was presented", "redis", "2", "6", otherGrant, "2", harmless},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			must(t, service, `BEGIN`)
+			assert.EqualValues(t, 2, value[int64](t, service, `SELECT present('item/a', 'redis', 2, 6, $1)`, otherGrant))
+			err := run(t.Context(), service, fmt.Sprintf(`
+				INSERT INTO ledger (resource, entry, kind, on_hand_delta, strategy, epoch, token, grant_id, turn)
+				VALUES ('item/a', gen_random_uuid(), 'restock', 1, '%s', %s, %s, '%s', %s)`, c.strategy, c.epoch, c.token, c.grant, c.turn))
+			assert.Equal(t, c.want, state(err), "%v", err)
+			must(t, service, `ROLLBACK`)
+		})
+	}
 }
 
 // The transaction's number alone is no proof that it presented: after a restore into a new cluster the numbers start again.
@@ -598,7 +619,7 @@ func TestLargestTokenIsHealedByTheNextEpoch(t *testing.T) {
 
 	assert.EqualValues(t, 2, value[int64](t, service, `SELECT epoch FROM raise_epoch('item/row', 1)`))
 	must(t, service, `BEGIN`)
-	assert.EqualValues(t, 1, value[int64](t, service, `SELECT lock_row('item/row', 2, gen_random_uuid())`))
+	assert.EqualValues(t, 1, value[int64](t, service, `SELECT token FROM lock_row('item/row', 2, gen_random_uuid())`))
 	must(t, service, `UPDATE items SET on_hand = 9 WHERE resource = 'item/row'`)
 	must(t, service, `COMMIT`)
 	assert.EqualValues(t, 9, value[int64](t, service, `SELECT on_hand FROM items WHERE resource = 'item/row'`))
@@ -625,9 +646,9 @@ func TestSameGrantPresentsAgain(t *testing.T) {
 	must(t, service, `COMMIT`)
 
 	for range 2 {
-		assert.EqualValues(t, 1, value[int64](t, service, `SELECT lock_row('item/row', 1, $1)`, grantOfA))
+		assert.EqualValues(t, 1, value[int64](t, service, `SELECT token FROM lock_row('item/row', 1, $1)`, grantOfA))
 	}
-	assert.EqualValues(t, 2, value[int64](t, service, `SELECT lock_row('item/row', 1, $1)`, otherGrant))
+	assert.EqualValues(t, 2, value[int64](t, service, `SELECT token FROM lock_row('item/row', 1, $1)`, otherGrant))
 }
 
 // The detail of a refusal is for programs: what was presented and what stands, with numbers that no reader rounds.

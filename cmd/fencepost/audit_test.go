@@ -36,7 +36,7 @@ func TestAuditCommand(t *testing.T) {
 
 	// By hand, as the owner. The guard has to be switched off for that.
 	owner := postgrestest.Connect(t, db.OwnerURL)
-	for _, sql := range []string{`ALTER TABLE items DISABLE TRIGGER guard_row`, `UPDATE items SET reserved = 1 WHERE sku = 'vase'`} {
+	for _, sql := range []string{`ALTER TABLE items DISABLE TRIGGER guard_update`, `UPDATE items SET reserved = 1 WHERE resource = 'item/vase'`} {
 		_, err := owner.Exec(t.Context(), sql)
 		require.NoError(t, err)
 	}

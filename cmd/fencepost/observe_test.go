@@ -213,7 +213,7 @@ func TestMetricsAgreeWithTheDatabase(t *testing.T) {
 	}
 
 	// By hand, as the owner. The guard has to be switched off for that.
-	for _, sql := range []string{`ALTER TABLE items DISABLE TRIGGER guard_row`, `UPDATE items SET on_hand = on_hand + 3 WHERE resource = 'item/` + sku + `'`} {
+	for _, sql := range []string{`ALTER TABLE items DISABLE TRIGGER guard_update`, `UPDATE items SET on_hand = on_hand + 3 WHERE resource = 'item/` + sku + `'`} {
 		_, err := db.Exec(t.Context(), sql)
 		require.NoError(t, err)
 	}

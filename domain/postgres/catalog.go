@@ -16,11 +16,11 @@ import (
 
 const (
 	selectItemViews = `
-		SELECT i.sku, i.name, i.on_hand, i.reserved, i.sold, a.strategy, f.fencing, f.epoch, f.token
+		SELECT substr(resource, 6), i.name, i.on_hand, i.reserved, i.sold, a.strategy, f.fencing, f.epoch, f.token
 		  FROM items i JOIN fences f USING (resource) JOIN authorities a USING (scope)`
 	selectItemView   = selectItemViews + ` WHERE i.resource = $1`
 	selectCouponView = `
-		SELECT c.code, c.max_redemptions, c.per_customer_limit, c.valid_from, c.valid_until, c.redeemed,
+		SELECT substr(resource, 8), c.max_redemptions, c.per_customer_limit, c.valid_from, c.valid_until, c.redeemed,
 		       a.strategy, f.fencing, f.epoch, f.token
 		  FROM coupons c JOIN fences f USING (resource) JOIN authorities a USING (scope)
 		 WHERE c.resource = $1`
@@ -188,10 +188,11 @@ func create[V any](ctx context.Context, s *Store, key, answers domain.Key, lock 
 			batch := &pgx.Batch{}
 			batch.Queue(`SELECT create_fence($1, $2, NULLIF($3, ''), $4, $5)`, key, lock.Fencing, lock.Strategy, lock.Fingerprint, newUUID())
 			insert(batch)
-			// The ledger's stamp is the fence's, also where fencing is off and PostgreSQL would not put it there.
+			// The ledger's stamp is the fence's, also where fencing is off and PostgreSQL would not insist on it.
 			batch.Queue(`
-				INSERT INTO ledger (resource, entry, kind, on_hand_delta, strategy, epoch, token, grant_id)
-				SELECT resource, $2, 'create', $3, strategy, epoch, token, grant_id FROM fences WHERE resource = $1`,
+				INSERT INTO ledger (resource, entry, kind, on_hand_delta, strategy, epoch, token, grant_id, turn)
+				SELECT resource, $2, 'create', $3, strategy, epoch, token, grant_id, CASE fencing WHEN 'enforced' THEN turn END
+				  FROM fences WHERE resource = $1`,
 				key, entry, stock)
 			batch.Queue(readBack, key).Query(func(rows pgx.Rows) (err error) {
 				view, err = pgx.CollectOneRow(rows, scan)

@@ -98,9 +98,9 @@ func TestAuditFindsDamage(t *testing.T) {
 	}
 	owner := postgrestest.Connect(t, w.db.OwnerURL)
 	for _, tt := range []struct{ name, damage, key, finding string }{
-		{"units from nowhere", `UPDATE items SET on_hand = on_hand + 1 WHERE sku = 'a'`, "item/a", "the counters are off by 1"},
-		{"units held by nobody", `UPDATE items SET reserved = reserved + 2 WHERE sku = 'a'`, "item/a", "the counters are off by 2"},
-		{"a sale forgotten", `UPDATE items SET sold = 0 WHERE sku = 'a'`, "item/a", "the counters are off by 2"},
+		{"units from nowhere", `UPDATE items SET on_hand = on_hand + 1 WHERE resource = 'item/a'`, "item/a", "the counters are off by 1"},
+		{"units held by nobody", `UPDATE items SET reserved = reserved + 2 WHERE resource = 'item/a'`, "item/a", "the counters are off by 2"},
+		{"a sale forgotten", `UPDATE items SET sold = 0 WHERE resource = 'item/a'`, "item/a", "the counters are off by 2"},
 		{"more held than there ever was", `UPDATE reservation_lines SET quantity = 100 WHERE state = 'held' AND resource = 'item/a'`, "item/a", "oversold by 87"},
 		{"another quantity", `UPDATE reservation_lines SET quantity = 1 WHERE state = 'held' AND resource = 'item/a'`, "item/a", "the ledger disagrees with 1 of its"},
 		{"a quantity that no sum shows", `UPDATE reservation_lines SET quantity = 1 WHERE state = 'released'`, "item/a", "the ledger disagrees with 1 of its"},
@@ -129,8 +129,8 @@ func TestAuditFindsDamage(t *testing.T) {
 		{"a fence set back", `UPDATE fences SET token = 1 WHERE resource = 'item/a'`, "item/a", "the fence is behind"},
 		{"a fence with fewer turns", `UPDATE fences SET turn = 0 WHERE resource = 'item/a'`, "item/a", "the fence is behind"},
 		{"a fence of an epoch to come", `UPDATE fences SET epoch = 99 WHERE resource = 'item/b'`, "item/b", "ahead of its authority"},
-		{"an item lost", `DELETE FROM items WHERE sku = 'a'`, "item/a", "its own row or its fence is missing"},
-		{"a fence lost", `DELETE FROM items WHERE sku = 'b'; DELETE FROM fences WHERE resource = 'item/b'`, "item/b", "its own row or its fence is missing"},
+		{"an item lost", `DELETE FROM items WHERE resource = 'item/a'`, "item/a", "its own row or its fence is missing"},
+		{"a fence lost", `DELETE FROM items WHERE resource = 'item/b'; DELETE FROM fences WHERE resource = 'item/b'`, "item/b", "its own row or its fence is missing"},
 		{"a coupon lost", `DELETE FROM coupons`, "coupon/c", "its own row or its fence is missing"},
 		{"uses from nowhere", `UPDATE coupons SET redeemed = redeemed + 1`, "coupon/c", "the counters are off by 1"},
 		{"fewer uses allowed than there were", `ALTER TABLE coupons DROP CONSTRAINT coupons_check; UPDATE coupons SET max_redemptions = 1`, "coupon/c", "oversold by 1"},
@@ -182,8 +182,9 @@ func TestOrderOfTheLedger(t *testing.T) {
 	_, err = tx.Exec(t.Context(), `SELECT present($1, $2, $3, $4, $5)`, key, late.Strategy, late.Epoch, late.Token, late.ID)
 	require.NoError(t, err)
 	_, err = tx.Exec(t.Context(), `
-		INSERT INTO ledger (resource, entry, kind, strategy, epoch, token, grant_id)
-		VALUES ($1, '00000000-0000-7000-8000-000000000000', 'restock', '', 0, 0, gen_random_uuid())`, key)
+		INSERT INTO ledger (resource, entry, kind, strategy, epoch, token, grant_id, turn)
+		SELECT resource, '00000000-0000-7000-8000-000000000000', 'restock', strategy, epoch, token, grant_id, turn
+		  FROM fences WHERE resource = $1`, key)
 	require.NoError(t, err)
 	require.NoError(t, tx.Commit(t.Context()))
 

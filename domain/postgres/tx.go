@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -25,13 +26,14 @@ type tx struct {
 	lockWait   time.Duration
 	skipLocked bool
 
-	pooled   *pgxpool.Conn       // nil while no transaction is open
-	conn     *pgx.Conn           // of pooled
-	xid      string              // the transaction's number, by which its fate can be asked for later
-	evidence *evidence           // a row that is there if and only if the transaction has committed; nil if it wrote none
-	waited   time.Duration       // for presenting, and with that for row locks
-	failed   error               // what broke the transaction for everybody in it
-	skipped  map[domain.Key]bool // grants that were not presented, because somebody else had locked the row
+	pooled   *pgxpool.Conn         // nil while no transaction is open
+	conn     *pgx.Conn             // of pooled
+	xid      string                // the transaction's number, by which its fate can be asked for later
+	evidence *evidence             // a row that is there if and only if the transaction has committed; nil if it wrote none
+	waited   time.Duration         // for presenting, and with that for row locks
+	failed   error                 // what broke the transaction for everybody in it
+	turns    map[domain.Key]*int64 // of the fences to which a grant was presented
+	skipped  map[domain.Key]bool   // grants that were not presented, because somebody else had locked the row
 
 	items        map[string]*working[domain.Item]
 	coupons      map[string]*working[domain.Coupon]
@@ -196,40 +198,38 @@ func (t *tx) begin(ctx context.Context, wanted reads) error {
 	return nil
 }
 
-// queuePresentation presents the grants, in their order. Row locks draw their tokens there.
+// queuePresentation presents the grants, in their order, and notes the turns. Row locks draw their tokens there.
 func (t *tx) queuePresentation(batch *pgx.Batch) {
-	if len(t.grants) == 0 {
-		return
-	}
-	var (
-		keys       []domain.Key
-		strategies []string
-		epochs     []int64
-		tokens     []*int64
-		ids        []pgtype.UUID
-		rowLocks   []bool
-	)
-	for _, g := range t.grants {
-		keys, strategies, epochs = append(keys, g.Key), append(strategies, g.Strategy), append(epochs, g.Epoch)
-		tokens = append(tokens, nullToken(g.Token))
-		ids, rowLocks = append(ids, pgtype.UUID{Bytes: g.ID, Valid: true}), append(rowLocks, g.RowLock)
-	}
-	batch.Queue(`SELECT present_all($1, $2, $3, $4, $5, $6, $7)`, keys, strategies, epochs, tokens, ids, rowLocks, !t.skipLocked).
-		QueryRow(func(row pgx.Row) error {
-			var presented []*int64
-			if err := row.Scan(&presented); err != nil {
+	for i := range t.grants {
+		g := &t.grants[i]
+		presented := func(token, turn *int64) {
+			switch {
+			case turn == nil:
+				put(&t.skipped, g.Key, true)
+			case *turn > 0:
+				put(&t.turns, g.Key, turn)
+			}
+			if g.RowLock && token != nil {
+				g.Token = domain.Token(*token)
+			}
+		}
+		id := pgtype.UUID{Bytes: g.ID, Valid: true}
+		var token, turn *int64
+		if g.RowLock {
+			batch.Queue(`SELECT token, turn FROM lock_row($1, $2, $3, $4)`, g.Key, g.Epoch, id, !t.skipLocked).QueryRow(func(row pgx.Row) error {
+				err := row.Scan(&token, &turn)
+				presented(token, turn)
 				return err
-			}
-			for i, token := range presented {
-				switch {
-				case token == nil:
-					put(&t.skipped, t.grants[i].Key, true)
-				case rowLocks[i]:
-					t.grants[i].Token = domain.Token(*token)
-				}
-			}
-			return nil
-		})
+			})
+			continue
+		}
+		batch.Queue(`SELECT present($1, $2, $3, $4, $5, $6)`, g.Key, g.Strategy, g.Epoch, nullToken(g.Token), id, !t.skipLocked).
+			QueryRow(func(row pgx.Row) error {
+				err := row.Scan(&turn)
+				presented(nil, turn)
+				return err
+			})
+	}
 }
 
 // nullToken is NULL for a grant without one.
@@ -322,7 +322,7 @@ func (t *tx) queueReads(batch *pgx.Batch, wanted reads) {
 	}
 }
 
-const selectItems = `SELECT sku, name, on_hand, reserved, sold FROM items WHERE resource = ANY($1)`
+const selectItems = `SELECT substr(resource, 6), name, on_hand, reserved, sold FROM items WHERE resource = ANY($1)`
 
 func (t *tx) scanItems(rows pgx.Rows) error {
 	var item domain.Item
@@ -361,7 +361,7 @@ func (t *tx) scanReservations(rows pgx.Rows) error {
 func (t *tx) PutReservation(r domain.Reservation) { change(t, &t.reservations, r.ID, r) }
 
 const selectCoupons = `
-	SELECT code, max_redemptions, COALESCE(per_customer_limit, 0), valid_from, valid_until, redeemed FROM coupons WHERE resource = ANY($1)`
+	SELECT substr(resource, 8), max_redemptions, COALESCE(per_customer_limit, 0), valid_from, valid_until, redeemed FROM coupons WHERE resource = ANY($1)`
 
 func (t *tx) scanCoupons(rows pgx.Rows) error {
 	var c domain.Coupon
@@ -506,7 +506,11 @@ func (t *tx) queueItems(batch *pgx.Batch) {
 			onHand, reserved, sold = append(onHand, w.now.OnHand), append(reserved, w.now.Reserved), append(sold, w.now.Sold)
 		}
 	}
-	if len(keys) > 0 {
+	switch len(keys) {
+	case 0:
+	case 1:
+		batch.Queue(`UPDATE items SET on_hand = $2, reserved = $3, sold = $4 WHERE resource = $1`, keys[0], onHand[0], reserved[0], sold[0])
+	default:
 		batch.Queue(`UPDATE items AS i SET on_hand = new.on_hand, reserved = new.reserved, sold = new.sold
 			  FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) AS new (resource, on_hand, reserved, sold)
 			 WHERE i.resource = new.resource`, keys, onHand, reserved, sold)
@@ -528,7 +532,7 @@ func (t *tx) queueCoupons(batch *pgx.Batch) {
 	}
 }
 
-// grantOf is what the ledger says of a change. On a fenced resource PostgreSQL replaces it by what was really presented.
+// grantOf is what the ledger says of a change. On a fenced resource PostgreSQL refuses anything but what was really presented.
 func (t *tx) grantOf(key domain.Key) domain.Grant {
 	for _, g := range t.grants {
 		if g.Key == key {
@@ -542,6 +546,9 @@ func (t *tx) grantOf(key domain.Key) domain.Grant {
 // transaction, as a serialization failure: it is run again, and reads what the row has become. Under the fence it cannot
 // happen.
 const settled = `SELECT expect_rows(count(*), $1) FROM settled`
+
+var insertLines = into("reservation_lines", "resource text", "reservation uuid", "quantity bigint", "state text", "customer_id text",
+	"created_by text", "created_at timestamptz", "expires_at timestamptz", "settled_at timestamptz")
 
 func queueReservations(batch *pgx.Batch, reservations map[string]*working[domain.Reservation]) {
 	var added, changed struct {
@@ -571,11 +578,7 @@ func queueReservations(batch *pgx.Batch, reservations map[string]*working[domain
 		}
 	}
 	if len(added.keys) > 0 {
-		batch.Queue(`
-			INSERT INTO reservation_lines (resource, reservation, quantity, state, customer_id, created_by, created_at, expires_at, settled_at)
-			SELECT * FROM unnest($1::text[], $2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::text[],
-			                     $7::timestamptz[], $8::timestamptz[], $9::timestamptz[])`,
-			added.keys, added.ids, added.quantities, added.states, added.customers, added.makers, added.created, added.expires, added.settled)
+		insertLines.queue(batch, added.keys, added.ids, added.quantities, added.states, added.customers, added.makers, added.created, added.expires, added.settled)
 	}
 	if len(changed.keys) > 0 {
 		batch.Queue(`
@@ -586,6 +589,9 @@ func queueReservations(batch *pgx.Batch, reservations map[string]*working[domain
 			`+settled, len(changed.keys), changed.keys, changed.ids, changed.states, changed.settled)
 	}
 }
+
+var insertRedemptions = into("redemptions", "resource text", "redemption uuid", "customer_id text", "reservation uuid", "state text",
+	"created_by text", "created_at timestamptz", "settled_at timestamptz")
 
 func queueRedemptions(batch *pgx.Batch, redemptions map[string]*working[domain.Redemption]) {
 	var added, changed struct {
@@ -611,10 +617,7 @@ func queueRedemptions(batch *pgx.Batch, redemptions map[string]*working[domain.R
 		rows.created, rows.settled = append(rows.created, w.now.CreatedAt), append(rows.settled, nullTime(w.now.SettledAt))
 	}
 	if len(added.keys) > 0 {
-		batch.Queue(`
-			INSERT INTO redemptions (resource, redemption, customer_id, reservation, state, created_by, created_at, settled_at)
-			SELECT * FROM unnest($1::text[], $2::uuid[], $3::text[], $4::uuid[], $5::text[], $6::text[], $7::timestamptz[], $8::timestamptz[])`,
-			added.keys, added.ids, added.customers, added.reservations, added.states, added.makers, added.created, added.settled)
+		insertRedemptions.queue(batch, added.keys, added.ids, added.customers, added.reservations, added.states, added.makers, added.created, added.settled)
 	}
 	if len(changed.keys) > 0 {
 		batch.Queue(`
@@ -625,6 +628,10 @@ func queueRedemptions(batch *pgx.Batch, redemptions map[string]*working[domain.R
 			`+settled, len(changed.keys), changed.keys, changed.ids, changed.states, changed.settled)
 	}
 }
+
+var insertLedger = into("ledger", "resource text", "entry uuid", "kind text", "reference uuid", "on_hand_delta bigint",
+	"reserved_delta bigint", "sold_delta bigint", "redeemed_delta bigint", "strategy text", "epoch bigint", "token bigint",
+	"grant_id uuid", "turn bigint")
 
 func (t *tx) queueLedger(batch *pgx.Batch) {
 	if len(t.ledger) == 0 {
@@ -638,7 +645,7 @@ func (t *tx) queueLedger(batch *pgx.Batch) {
 		onHand, reserved, sold, redeem []int64
 		strategies                     []string
 		epochs                         []int64
-		tokens                         []*int64
+		tokens, turns                  []*int64
 		grants                         []pgtype.UUID
 	)
 	for _, row := range t.ledger {
@@ -650,13 +657,39 @@ func (t *tx) queueLedger(batch *pgx.Batch) {
 		g := t.grantOf(row.key)
 		strategies, epochs = append(strategies, g.Strategy), append(epochs, g.Epoch)
 		tokens, grants = append(tokens, nullToken(g.Token)), append(grants, pgtype.UUID{Bytes: g.ID, Valid: true})
+		turns = append(turns, t.turns[row.key])
 	}
-	batch.Queue(`
-		INSERT INTO ledger (resource, entry, kind, reference, on_hand_delta, reserved_delta, sold_delta, redeemed_delta,
-		                    strategy, epoch, token, grant_id)
-		SELECT * FROM unnest($1::text[], $2::uuid[], $3::text[], $4::uuid[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[],
-		                     $9::text[], $10::bigint[], $11::bigint[], $12::uuid[])`,
-		keys, entries, kinds, references, onHand, reserved, sold, redeem, strategies, epochs, tokens, grants)
+	insertLedger.queue(batch, keys, entries, kinds, references, onHand, reserved, sold, redeem, strategies, epochs, tokens, grants, turns)
+}
+
+// insert is an INSERT of any number of rows. A single one, which is what a cold item has, comes as values: to make it of arrays
+// costs the server as much again as to write it.
+type insert struct{ one, many string }
+
+// into makes the INSERT into the columns, of which each has its name and type.
+func into(table string, columns ...string) insert {
+	var names, values, arrays []string
+	for i, column := range columns {
+		name, kind, _ := strings.Cut(column, " ")
+		names = append(names, name)
+		values = append(values, fmt.Sprintf("$%d::%s", i+1, kind))
+		arrays = append(arrays, values[i]+"[]")
+	}
+	start := `INSERT INTO ` + table + ` (` + strings.Join(names, ", ") + `) `
+	return insert{start + `VALUES (` + strings.Join(values, ", ") + `)`, start + `SELECT * FROM unnest(` + strings.Join(arrays, ", ") + `)`}
+}
+
+// queue takes a slice for each column.
+func (i insert) queue(batch *pgx.Batch, columns ...any) {
+	if reflect.ValueOf(columns[0]).Len() > 1 {
+		batch.Queue(i.many, columns...)
+		return
+	}
+	row := make([]any, len(columns))
+	for n, values := range columns {
+		row[n] = reflect.ValueOf(values).Index(0).Interface()
+	}
+	batch.Queue(i.one, row...)
 }
 
 // idOf is the UUID behind a prefixed id; NULL if there is none, which is also what an id that cannot exist finds.

@@ -119,8 +119,8 @@ export function short(token) {
 }
 
 /**
- * The call by which PostgreSQL refused, and its SQLSTATE. The service sends one statement for all locks of a transaction; for each
- * it calls lock_row, if PostgreSQL itself is the lock, or present.
+ * The call by which PostgreSQL refused, and its SQLSTATE. It is lock_row, if PostgreSQL itself is the lock, or
+ * present.
  * @param {Entry} e
  */
 export function refusalSQL(e) {
@@ -128,7 +128,7 @@ export function refusalSQL(e) {
   const p = e.presented;
   const call = p?.strategy === 'postgres' ? `lock_row('${p.resource}', ${p.epoch}, '${p.grant_id}')`
     : `present('${p?.resource}', '${p?.strategy}', ${p?.epoch}, ${p?.token ?? 'NULL'}, '${p?.grant_id}')`;
-  return `SELECT present_all(…); -- ${call}: ERROR ${state}, 0 rows changed`;
+  return `SELECT ${call}; -- ERROR ${state}, 0 rows changed`;
 }
 
 /**

@@ -46,7 +46,7 @@ func TestInstanceIsKilledWhileItSweeps(t *testing.T) {
 			var most, median time.Duration
 			require.NoError(t, c.QueryRow(t.Context(), `
 				SELECT (SELECT count(*) FROM ledger WHERE kind = 'expire' AND substr(resource, 6) = ANY($1)),
-				       (SELECT sum(on_hand - reserved) FROM items WHERE sku = ANY($1)),
+				       (SELECT sum(on_hand - reserved) FROM items WHERE substr(resource, 6) = ANY($1)),
 				       max(settled_at - expires_at), percentile_disc(0.5) WITHIN GROUP (ORDER BY settled_at - expires_at)
 				  FROM reservation_lines WHERE substr(resource, 6) = ANY($1)`, items).Scan(&entries, &returned, &most, &median))
 			t.Logf("%d of 500 holds were left at the kill; back after a median of %s, at most %s", held, median, most)

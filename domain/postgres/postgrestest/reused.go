@@ -156,16 +156,16 @@ func (d reusable) empty(ctx context.Context, patience time.Duration) error {
 const emptied = `
 DO $$
 DECLARE
-    guarded regclass[] := ARRAY(SELECT tgrelid FROM pg_trigger WHERE tgname = 'guard_row');
+    guarded regclass[] := ARRAY(SELECT tgrelid FROM pg_trigger WHERE tgname = 'guard_never');
     deletes text := (SELECT string_agg(format('%I AS (DELETE FROM %s)', 'from_' || relname, oid::regclass), ', ') FROM pg_class
                       WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relname NOT IN ('goose_db_version', 'sweep_slots'));
     t       regclass;
 BEGIN
     FOREACH t IN ARRAY guarded LOOP
-        EXECUTE format('ALTER TABLE %s DISABLE TRIGGER guard_row', t);
+        EXECUTE format('ALTER TABLE %s DISABLE TRIGGER guard_never', t);
     END LOOP;
     EXECUTE format('WITH %s SELECT', deletes);
     FOREACH t IN ARRAY guarded LOOP
-        EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER guard_row', t);
+        EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER guard_never', t);
     END LOOP;
 END $$`

@@ -20,8 +20,8 @@ const used = `
 	INSERT INTO coupons (resource, max_redemptions, redeemed) VALUES ('coupon/c', 10, 1);
 	INSERT INTO redemptions (resource, redemption, customer_id, state, created_by, created_at)
 	VALUES ('coupon/c', gen_random_uuid(), 'somebody', 'redeemed', 'me', now());
-	INSERT INTO ledger (resource, entry, kind, on_hand_delta, strategy, epoch, grant_id)
-	VALUES ('item/a', gen_random_uuid(), 'create', 10, '', 0, gen_random_uuid());
+	INSERT INTO ledger (resource, entry, kind, on_hand_delta, strategy, epoch, token, grant_id, turn)
+	SELECT resource, gen_random_uuid(), 'create', 10, strategy, epoch, token, grant_id, turn FROM fences WHERE resource = 'item/a';
 	INSERT INTO refusals (id, resource, reason, strategy, presented_epoch, presented_token, presented_grant, current_epoch, current_token, instance)
 	VALUES (gen_random_uuid(), 'item/a', 'stale_fencing_token', 'redis', 1, 1, gen_random_uuid(), 1, 2, 'test');
 	INSERT INTO answers (resource, caller, key, fingerprint, status, location) VALUES ('item/a', 'me', 'k', sha256(''), 201, '');

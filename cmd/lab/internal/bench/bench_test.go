@@ -70,7 +70,7 @@ func TestWrongAnswersFail(t *testing.T) {
 	require.NoError(t, err)
 	for i, falsify := range [][]string{
 		{
-			`ALTER TABLE items DISABLE TRIGGER guard_row`,
+			`ALTER TABLE items DISABLE TRIGGER guard_update`,
 			`UPDATE items SET reserved = reserved - 1 WHERE resource LIKE 'item/sums-%'`, // an update is lost
 		},
 		{`UPDATE peers.items SET stock = stock + 1 WHERE sku LIKE 'sums-%'`},

@@ -126,8 +126,8 @@ func (d database) load(ctx context.Context, n int, progress func(loaded int)) er
 }
 
 func guards(ctx context.Context, tx pgx.Tx, action string) error {
-	for _, table := range []string{"items", "reservation_lines", "ledger"} {
-		if _, err := tx.Exec(ctx, `ALTER TABLE `+table+` `+action+` TRIGGER guard_row`); err != nil {
+	for table, trigger := range map[string]string{"items": "guard_update", "reservation_lines": "guard_insert", "ledger": "guard_insert"} {
+		if _, err := tx.Exec(ctx, `ALTER TABLE `+table+` `+action+` TRIGGER `+trigger); err != nil {
 			return err
 		}
 	}

@@ -85,7 +85,7 @@ func (r *Run) switchUnderLoad(ctx context.Context) error {
 		return err
 	}
 	var counted int64
-	if err := r.ask(ctx, `SELECT reserved FROM items WHERE sku = $1`, []any{sku}, &counted); err != nil {
+	if err := r.ask(ctx, `SELECT reserved FROM items WHERE resource = 'item/' || $1`, []any{sku}, &counted); err != nil {
 		return err
 	}
 	made := int64(oldAnswers["created"] + freshAnswers["created"])
