@@ -149,7 +149,7 @@ func TestLeaderGoes(t *testing.T) {
 			require.Len(t, made, stock)
 			requireLedgerAgrees(t, "item/"+item)
 			var epochs, leaders int
-			require.NoError(t, database(t).QueryRow(t.Context(), `
+			require.NoError(t, judge.QueryRow(t.Context(), `
 				SELECT count(DISTINCT epoch), count(DISTINCT token >> 32) FROM ledger
 				 WHERE resource = 'item/' || $1 AND kind = 'hold'`, item).
 				Scan(&epochs, &leaders))

@@ -30,9 +30,8 @@ func TestInstanceIsKilledWhileItSweeps(t *testing.T) {
 				})
 			}
 			buying.Wait()
-			c := database(t)
 			left := func() (held, ended int) {
-				require.NoError(t, c.QueryRow(t.Context(), `
+				require.NoError(t, judge.QueryRow(t.Context(), `
 					SELECT count(*) FILTER (WHERE state = 'held'), count(*) FILTER (WHERE state = 'expired')
 					  FROM reservation_lines WHERE substr(resource, 6) = ANY($1)`, items).Scan(&held, &ended))
 				return held, ended
@@ -44,7 +43,7 @@ func TestInstanceIsKilledWhileItSweeps(t *testing.T) {
 
 			var entries, returned int
 			var most, median time.Duration
-			require.NoError(t, c.QueryRow(t.Context(), `
+			require.NoError(t, judge.QueryRow(t.Context(), `
 				SELECT (SELECT count(*) FROM ledger WHERE kind = 'expire' AND substr(resource, 6) = ANY($1)),
 				       (SELECT sum(on_hand - reserved) FROM items WHERE substr(resource, 6) = ANY($1)),
 				       max(settled_at - expires_at), percentile_disc(0.5) WITHIN GROUP (ORDER BY settled_at - expires_at)

@@ -64,7 +64,7 @@ func testRedisForgets(t *testing.T, strategy string, clients []*redis.Client) {
 	requireLedgerAgrees(t, "item/"+item)
 
 	var epoch, refusals int64
-	require.NoError(t, database(t).QueryRow(t.Context(), `
+	require.NoError(t, judge.QueryRow(t.Context(), `
 		SELECT epoch, (SELECT count(*) FROM refusals WHERE resource = f.resource) FROM fences f WHERE resource = 'item/' || $1`, item).
 		Scan(&epoch, &refusals))
 	t.Logf("%d flushes: %d reservations acknowledged; epoch %d, %d refusals, at most %s to a reservation that began after a flush; %v; %s",
@@ -152,8 +152,7 @@ func TestZooKeeperForgets(t *testing.T) {
 	require.Subset(t, reservations(t, item), acknowledged)
 	requireLedgerAgrees(t, "item/"+item)
 
-	var epoch int64
-	require.NoError(t, database(t).QueryRow(t.Context(), `SELECT epoch FROM fences WHERE resource = 'item/' || $1`, item).Scan(&epoch))
+	epoch := epochOf(t, item)
 	t.Logf("%d reservations acknowledged; epoch %d, %s to the next reservation; %v", len(acknowledged), epoch, took, crowd.Codes)
 	require.Greater(t, epoch, int64(1), "the tokens must have gone back: otherwise this has shown nothing")
 }
@@ -165,10 +164,9 @@ func holding(t *testing.T, strategy, item string, review time.Duration) (holder 
 	holder = start(t, 1, strategy, "FENCEPOST_LEASE_TTL=2s", "FENCEPOST_REVIEW_TIME="+review.String())[0]
 	over, answer = reserveAside(t, holder, item)
 	// Under a lease, the presentation is committed; under a row lock there is a transaction that has written to the fence.
-	c := database(t)
 	require.Eventually(t, func() bool {
 		var presented bool
-		require.NoError(t, c.QueryRow(t.Context(), `
+		require.NoError(t, judge.QueryRow(t.Context(), `
 			SELECT EXISTS (SELECT FROM fences WHERE resource = 'item/' || $1 AND token > 0)
 			    OR EXISTS (SELECT FROM pg_locks WHERE relation = 'fences'::regclass AND mode = 'RowExclusiveLock')`, item).Scan(&presented))
 		return presented

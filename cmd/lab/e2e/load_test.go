@@ -73,7 +73,7 @@ func TestLoadLosesAnInstance(t *testing.T) {
 			lost := make(chan error, 1)
 			loseOnce := sync.OnceFunc(func() { lost <- lose() })
 			r, err := load.Run(t.Context(), load.Options{
-				Instances: urls(running), Limit: 1_000_000, Buyers: 24, Retries: retries, Timeout: 4 * time.Second, Patience: time.Second,
+				Instances: urls(running), Limit: 1_000_000, Buyers: 24, Rate: 200, Retries: retries, Timeout: 4 * time.Second, Patience: time.Second,
 				Progress: func(p load.Progress) {
 					if p.Created >= 20 {
 						loseOnce()

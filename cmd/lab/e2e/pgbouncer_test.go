@@ -91,7 +91,7 @@ func TestPooler(t *testing.T) {
 	}
 	for _, strategy := range []string{"postgres", "redis"} { // row locks, and leases
 		t.Run(strategy, func(t *testing.T) {
-			running := start(t, 3, strategy, "FENCEPOST_DATABASE_URL="+pooled+parameters)
+			running := start(t, 3, strategy, "FENCEPOST_DATABASE_URL="+pooled+parameters, fmt.Sprintf("FENCEPOST_DATABASE_CONNS=%d", 2*connections))
 			race := load.Options{Instances: urls(running), Limit: 100, Buyers: 64, Requests: 300, Timeout: patience}
 			report, err := load.Run(t.Context(), race)
 			require.NoError(t, err)
@@ -100,7 +100,7 @@ func TestPooler(t *testing.T) {
 			requireLedgerAgrees(t, report.Resource)
 
 			var sessions int
-			require.NoError(t, database(t).QueryRow(t.Context(),
+			require.NoError(t, judge.QueryRow(t.Context(),
 				`SELECT count(*) FROM pg_stat_activity WHERE usename = 'fencepost_service' AND datname = current_database()`).Scan(&sessions))
 			require.LessOrEqual(t, sessions, connections)
 			open := 0

@@ -91,7 +91,7 @@ func cutReplication(t *testing.T, master *servers.Server, replicas ...*servers.S
 // epochOf is the epoch under which the item was last written.
 func epochOf(t *testing.T, item string) (epoch int64) {
 	t.Helper()
-	require.NoError(t, database(t).QueryRow(t.Context(), `SELECT epoch FROM fences WHERE resource = 'item/' || $1`, item).Scan(&epoch))
+	require.NoError(t, judge.QueryRow(t.Context(), `SELECT epoch FROM fences WHERE resource = 'item/' || $1`, item).Scan(&epoch))
 	return epoch
 }
 

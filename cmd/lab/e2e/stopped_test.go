@@ -74,7 +74,7 @@ func testLatePresentation(t *testing.T, strategy, fencing string) {
 	require.Len(t, reservations(t, s.item), 1, "the unit was sold once")
 	requireLedgerAgrees(t, "item/"+s.item)
 	var presented, current, newest int64
-	require.NoError(t, database(t).QueryRow(t.Context(), `
+	require.NoError(t, judge.QueryRow(t.Context(), `
 		SELECT presented_token, current_token, token FROM refusals JOIN fences USING (resource)
 		WHERE resource = 'item/' || $1 AND reason = 'stale_fencing_token'`, s.item).Scan(&presented, &current, &newest))
 	t.Logf("refused: token %d, the fence was at %d", presented, current)
