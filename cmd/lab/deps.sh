@@ -47,7 +47,11 @@ has_npm() { has npm && has node; }
 has_haproxy() { has haproxy || any /usr/sbin/haproxy; }
 has_pgbouncer() { has pgbouncer || any /usr/sbin/pgbouncer; }
 has_prometheus() { has prometheus && has promtool; }
-has_browser() { has chromium || has chromium-browser || has google-chrome || any "/Applications/Chromium.app" "/Applications/Google Chrome.app"; }
+# Debian has Chromium without its windows too, which takes less than half the time.
+has_browser() {
+	has chromium-headless-shell || has chromium-browser || has google-chrome ||
+		any "/Applications/Chromium.app" "/Applications/Google Chrome.app" || { has chromium && ! has apt-get; }
+}
 
 # need CHECK PACKAGE REASON adds the package to the list when the check fails.
 missing=
@@ -100,9 +104,9 @@ brew=/opt/homebrew
 check_go
 
 if [ "$(uname)" = Darwin ]; then
-	postgres=postgresql@17 redis=redis zookeeper=zookeeper java=openjdk npm=node
+	postgres=postgresql@17 redis=redis zookeeper=zookeeper java=openjdk npm=node browser=chromium
 else
-	postgres=postgresql redis=redis-server zookeeper=libzookeeper-java java=default-jre-headless npm=npm
+	postgres=postgresql redis=redis-server zookeeper=libzookeeper-java java=default-jre-headless npm=npm browser=chromium-headless-shell
 fi
 
 need has_postgres "$postgres" "the database, and the judge of every write"
@@ -111,7 +115,7 @@ need has_zookeeper "$zookeeper" "the locks of the strategy zookeeper"
 need has_java "$java" "ZooKeeper runs on it"
 need has_curl curl "the README has lines for it, which a test runs too"
 if [ "$purpose" = test ]; then
-	need has_browser chromium "the tests of the page drive it"
+	need has_browser "$browser" "the tests of the page drive it"
 	need has_npm "$npm" "the tests of the page check its types and its accessibility with tools from npm"
 	need has_haproxy haproxy "tests put three instances behind it, as deploy/haproxy.cfg does"
 	need has_pgbouncer pgbouncer "tests put it before PostgreSQL, as deploy/pgbouncer.ini does"

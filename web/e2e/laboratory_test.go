@@ -41,6 +41,7 @@ var startDemo = sync.OnceValues(func() (urls []string, err error) {
 			lab.Env = append(lab.Env, variable)
 		}
 	}
+	lab.Env = append(lab.Env, connections)
 	var errors strings.Builder
 	lab.Stderr = &errors
 	out, err := lab.StdoutPipe()
