@@ -33,7 +33,7 @@ func soaked(n int) int {
 	if *soak {
 		return n
 	}
-	return n / 10
+	return n / 50
 }
 
 // shop is instances of the service in this process: each has its own connections and its own clients of the lock servers.
