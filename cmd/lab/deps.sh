@@ -47,10 +47,9 @@ has_npm() { has npm && has node; }
 has_haproxy() { has haproxy || any /usr/sbin/haproxy; }
 has_pgbouncer() { has pgbouncer || any /usr/sbin/pgbouncer; }
 has_prometheus() { has prometheus && has promtool; }
-# Debian has Chromium without its windows too, which takes less than half the time.
 has_browser() {
-	has chromium-headless-shell || has chromium-browser || has google-chrome ||
-		any "/Applications/Chromium.app" "/Applications/Google Chrome.app" || { has chromium && ! has apt-get; }
+	has chromium-headless-shell || has chromium || has chromium-browser || has google-chrome ||
+		any "/Applications/Chromium.app" "/Applications/Google Chrome.app"
 }
 
 # need CHECK PACKAGE REASON adds the package to the list when the check fails.
