@@ -151,11 +151,19 @@ func (p *tab) do(actions ...chromedp.Action[chromedp.Void]) {
 	}
 }
 
-// visit opens the page and waits until it has asked the service for the strategies.
+// visit opens the page and waits until it has asked the service for the strategies, and has drawn what follows from that: the
+// button that starts a race is enabled in the next frame, and a press before it does nothing.
 func (p *tab) visit(url string) {
 	p.Helper()
 	p.do(chromedp.Navigate(url))
 	p.wait(`!document.querySelector('#strategies').textContent.includes('Asking the service')`)
+	p.frame()
+}
+
+// frame returns after what the page has put off to its next frame.
+func (p *tab) frame() {
+	p.Helper()
+	evaluate[any](p, `new Promise((drawn) => requestAnimationFrame(() => setTimeout(drawn)))`)
 }
 
 // wait waits until the expression is true, and says what the page showed if it never is. The browser's own ways to wait
