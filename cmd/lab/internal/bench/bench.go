@@ -245,6 +245,7 @@ func (r *run) start(ctx context.Context, c Contender, d database, n int) ([]*ins
 		config.Env = append(config.Env,
 			"FENCEPOST_INVENTORY_LOCK="+c.Name, "FENCEPOST_DRAIN_DELAY=0s",
 			"FENCEPOST_LOCK_WAIT=14s",  // the most there is; the peers wait without an end
+			"FENCEPOST_HOLD_TTL=24h",   // or the holds of one round would expire in the next, beside what is measured; the peers' never do
 			"FENCEPOST_LOG_LEVEL=warn") // the peers do not log requests either
 		if !c.fenced() {
 			config.Env = append(config.Env, "FENCEPOST_FENCING=off")
