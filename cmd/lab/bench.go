@@ -21,7 +21,7 @@ type benchCmd struct {
 	Duration   time.Duration `default:"4s" placeholder:"DURATION" help:"How long each measurement takes, after a warm-up of a quarter of it (${default})."`
 	Only       []string      `sep:"none" placeholder:"TEXT" help:"Measure only scenarios that have this in their name, for example '1 client,'. May be given again."`
 	Stored     []int         `placeholder:"N,N" help:"Measure as well with so many reservations stored before, for example 1000000,10000000. Ten million take about ten gigabytes and some minutes."`
-	Quick      bool          `help:"See that the benchmark works: one round of 300ms with few clients, of the strategy redis and its closest peer. Its figures say nothing."`
+	Quick      bool          `help:"See that the benchmark works: one round of a second with few clients, of the strategy redis and its closest peer. Its figures say nothing."`
 	JSON       string        `name:"json" type:"path" placeholder:"FILE" help:"Write everything that was measured to this file."`
 	HTML       string        `name:"html" type:"path" placeholder:"FILE" help:"Write a page with plots to this file. It needs no network."`
 	Markdown   string        `name:"markdown" type:"path" placeholder:"FILE" help:"Put the table of targets into this file, between the lines <!-- benchmark --> and <!-- /benchmark -->."`
@@ -42,7 +42,7 @@ changes no exit code.`
 // Validate is called by kong when all flags are read.
 func (c *benchCmd) Validate() error {
 	if c.Quick {
-		c.Contenders, c.Rounds, c.Duration = []string{"redis", "bsm-redislock"}, 1, 300*time.Millisecond
+		c.Contenders, c.Rounds, c.Duration = []string{"redis", "bsm-redislock"}, 1, time.Second
 	}
 	for _, n := range c.Clients {
 		if n < 1 || n > bench.MostClients {

@@ -32,7 +32,7 @@ type tx struct {
 	evidence *evidence             // a row that is there if and only if the transaction has committed; nil if it wrote none
 	waited   time.Duration         // for presenting, and with that for row locks
 	failed   error                 // what broke the transaction for everybody in it
-	turns    map[domain.Key]*int64 // of the fences to which a grant was presented
+	turns    map[domain.Key]*int64 // of the fences to which a grant was presented; none where fencing is off
 	skipped  map[domain.Key]bool   // grants that were not presented, because somebody else had locked the row
 
 	items        map[string]*working[domain.Item]
@@ -202,33 +202,30 @@ func (t *tx) begin(ctx context.Context, wanted reads) error {
 func (t *tx) queuePresentation(batch *pgx.Batch) {
 	for i := range t.grants {
 		g := &t.grants[i]
-		presented := func(token, turn *int64) {
+		presented := func(row pgx.Row) error {
+			var turn, token *int64
+			if err := row.Scan(&turn, &token); err != nil {
+				return err
+			}
 			switch {
 			case turn == nil:
 				put(&t.skipped, g.Key, true)
-			case *turn > 0:
+				return nil
+			case *turn > 0: // it is fenced
 				put(&t.turns, g.Key, turn)
 			}
-			if g.RowLock && token != nil {
+			if g.RowLock {
 				g.Token = domain.Token(*token)
 			}
+			return nil
 		}
 		id := pgtype.UUID{Bytes: g.ID, Valid: true}
-		var token, turn *int64
 		if g.RowLock {
-			batch.Queue(`SELECT token, turn FROM lock_row($1, $2, $3, $4)`, g.Key, g.Epoch, id, !t.skipLocked).QueryRow(func(row pgx.Row) error {
-				err := row.Scan(&token, &turn)
-				presented(token, turn)
-				return err
-			})
-			continue
+			batch.Queue(`SELECT turn, token FROM lock_row($1, $2, $3, $4)`, g.Key, g.Epoch, id, !t.skipLocked).QueryRow(presented)
+		} else {
+			batch.Queue(`SELECT present($1, $2, $3, $4, $5, $6), $4`, g.Key, g.Strategy, g.Epoch, nullToken(g.Token), id, !t.skipLocked).
+				QueryRow(presented)
 		}
-		batch.Queue(`SELECT present($1, $2, $3, $4, $5, $6)`, g.Key, g.Strategy, g.Epoch, nullToken(g.Token), id, !t.skipLocked).
-			QueryRow(func(row pgx.Row) error {
-				err := row.Scan(&turn)
-				presented(nil, turn)
-				return err
-			})
 	}
 }
 
