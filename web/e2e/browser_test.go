@@ -185,11 +185,12 @@ func (p *tab) race() {
 	p.wait(fmt.Sprintf(`document.querySelector('#curl').innerText.split(/\s+/).join(' ').trim() !== %q && ['good', 'bad', 'broken'].includes(document.querySelector('#verdict').dataset.tone)`, before))
 }
 
-// click presses a button. Not through the mouse: under load the page can still move between the moment its layout is asked
-// for and the moment the click arrives, and the click misses.
+// click presses a button as soon as it is there: some are drawn anew with the state of what they act on. Not through the mouse:
+// under load the page can still move between the moment its layout is asked for and the moment the click arrives, and the click
+// misses.
 func (p *tab) click(selector string) {
 	p.Helper()
-	evaluate[any](p, fmt.Sprintf(`document.querySelector(%q).click()`, selector))
+	p.wait(fmt.Sprintf(`(() => { const button = document.querySelector(%q); button?.click(); return button !== null; })()`, selector))
 }
 
 // choose chooses an option of a list.
