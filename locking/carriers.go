@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"fencepost/domain"
 )
@@ -15,10 +16,10 @@ import (
 // that want one, those that wait share the next. A COMMIT then carries the batches of many keys, which is what makes a
 // thousand lukewarm keys fast, as a queue makes one hot key fast. A key that finds a transaction free has it to itself.
 //
-// Nobody pays for company. A carrier does not wait for a fence's row that somebody else has locked: that key goes on alone, in
-// a transaction that does not count. (Where fencing is off there is no such row, and it can wait for the item's own.) And
-// when a carrier fails for one of its keys, nothing was written and each of them goes on alone: the one that was the cause
-// fails there by itself.
+// Nobody pays for company. A carrier of several keys does not wait for a fence's row that somebody else has locked: that key goes
+// on alone, in a transaction that does not count. (Where fencing is off there is no such row, and it can wait for the item's
+// own.) And when a carrier fails for one of its keys, nothing was written and each of them goes on alone: the one that was
+// the cause fails there by itself.
 type carriers struct {
 	guard *Guard
 	limit int // 0: none
@@ -30,6 +31,9 @@ type carriers struct {
 
 // A carrier keeps the rows of all its keys locked until its end, so it should not become long.
 const maxKeys = 64
+
+// How long a key may wait for its row in a transaction that counts. It is longer than a transaction takes.
+const rowPatience = 20 * time.Millisecond
 
 // load is one key's part in a transaction.
 type load struct {
@@ -51,7 +55,9 @@ func (c *carriers) transact(ctx context.Context, h *hold, collect func() []domai
 		return h.transact(ctx, c.guard.lockWait, collect)
 	}
 	l := &load{hold: h, collect: sync.OnceValue(collect)}
-	if loads := c.board(l); loads != nil {
+	if loads := c.board(l); len(loads) == 1 && h.grants[0].RowLock {
+		return c.wait(ctx, h, collect)
+	} else if loads != nil {
 		c.carry(ctx, loads)
 	}
 	if l.carried {
@@ -137,6 +143,20 @@ func (c *carriers) carry(ctx context.Context, loads []*load) {
 		l.receipt.Grants, l.receipt.Batch = receipt.Grants[i:i+1], len(own)
 		l.hold.took(l.receipt)
 	}
+}
+
+// wait runs the sections of a key that takes its row in the transaction and has that to itself. To see first whether the row is
+// free would cost a key that is hot in several instances two transactions for most of its batches. But those of other keys do
+// not wait for somebody else's lock for long: then the transaction counts no more.
+func (c *carriers) wait(ctx context.Context, h *hold, collect func() []domain.Section) (domain.Receipt, []error, bool, error) {
+	alight := sync.OnceFunc(c.alight)
+	defer alight()
+	patience := time.AfterFunc(rowPatience, alight)
+	defer patience.Stop()
+	return h.transact(ctx, c.guard.lockWait, func() []domain.Section {
+		patience.Stop() // the row is locked
+		return collect()
+	})
 }
 
 // present is the database's Transact, but for a panic, after which nobody knows what became of anybody's section.

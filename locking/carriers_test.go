@@ -36,6 +36,9 @@ func (d *sharing) Transact(ctx context.Context, grants []domain.Grant, _ time.Du
 	for _, g := range grants {
 		keys = append(keys, g.Key)
 	}
+	if d.begun != nil {
+		d.begun()
+	}
 	if d.before != nil {
 		if err := d.before(); err != nil && !skipLocked {
 			return domain.Receipt{}, nil, err
@@ -205,6 +208,37 @@ func TestALockedRowKeepsNobodyWaiting(t *testing.T) {
 		group.Wait()
 		g.Wait()
 		assert.Equal(t, []domain.Key{"item/locked"}, d.committed[len(d.committed)-1])
+	})
+}
+
+// A key with a row lock of its own waits for the row in the transaction that it was given, and needs no other. But not for long:
+// then another key may have one.
+func TestARowLockIsWaitedForOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := &sharing{}
+		unlocked := make(chan struct{})
+		d.fate = func(_ context.Context, keys []domain.Key, skipLocked bool) (domain.Key, error) {
+			assert.Equal(t, len(keys) > 1, skipLocked, keys)
+			return "", nil
+		}
+		d.begun = func() { d.begun = nil; <-unlocked }
+		g := newGuard(d, nil, func(o *locking.Options, b *locking.Backend) { o.MaxTransactions, b.RowLocks = 1, true })
+		do := func(key domain.Key) {
+			_, err := g.Do(t.Context(), domain.Section{Keys: []domain.Key{key}, Run: func(context.Context, domain.Tx) error { return nil }})
+			assert.NoError(t, err)
+		}
+		var group sync.WaitGroup
+		group.Go(func() { do("item/locked") })
+		synctest.Wait() // until it waits for the row
+		began := time.Now()
+		do("item/a")
+		assert.Less(t, time.Since(began), time.Second, "another key waited for the row that is locked")
+		assert.Positive(t, time.Since(began), "the transaction that waits for a row did not count")
+		close(unlocked)
+		group.Wait()
+		g.Wait()
+		assert.Equal(t, [][]domain.Key{{"item/a"}, {"item/locked"}}, d.committed)
 	})
 }
 
