@@ -96,6 +96,21 @@ type Section struct {
 	Run func(ctx context.Context, tx Tx) error
 }
 
+// Collect says which sections run in a transaction. It is called when there is a connection, and once more when the
+// transaction has presented its grants, with presented set; one that takes row locks presents first. What it returns then runs
+// after what it has returned before, which it does not return again. So who comes while the server is asked needs not wait
+// for the next transaction.
+type Collect func(presented bool) []Section
+
+// Only collects these sections.
+func Only(sections ...Section) Collect {
+	return func(bool) []Section {
+		only := sections
+		sections = nil
+		return only
+	}
+}
+
 // Reads names rows by their ids.
 type Reads struct {
 	Reservations []string

@@ -37,10 +37,11 @@ const rowPatience = 20 * time.Millisecond
 
 // load is one key's part in a transaction.
 type load struct {
-	hold    *hold
-	collect func() []domain.Section // may be called again, and says the same then
-	locked  bool                    // its row is somebody else's, so its sections have not run
-	drive   chan []*load            // receives the loads that this one's goroutine has to carry; nil when another's has done it
+	hold     *hold
+	collect  domain.Collect
+	sections []domain.Section // those that a carrier has collected
+	locked   bool             // its row is somebody else's, so its sections have not run
+	drive    chan []*load     // receives the loads that this one's goroutine has to carry; nil when another's has done it
 
 	carried  bool // the rest is set; if not, the load goes on alone
 	receipt  domain.Receipt
@@ -50,24 +51,30 @@ type load struct {
 
 // transact is h.transact for the hold of a single key, but for the company. Sections that were collected and have not run are put
 // back before they are collected again: who waits for a row must be able to leave.
-func (c *carriers) transact(ctx context.Context, h *hold, collect func() []domain.Section, putBack func()) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
+func (c *carriers) transact(ctx context.Context, h *hold, collect domain.Collect, putBack func()) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
 	if c.limit == 0 {
 		return h.transact(ctx, c.guard.lockWait, collect)
 	}
-	l := &load{hold: h, collect: sync.OnceValue(collect)}
-	if loads := c.board(l); len(loads) == 1 && h.grants[0].RowLock {
-		return c.wait(ctx, h, collect)
-	} else if loads != nil {
+	l := &load{hold: h, collect: collect}
+	switch loads := c.board(l); len(loads) {
+	case 0: // another's goroutine has carried it
+	case 1:
+		return c.alone(ctx, l)
+	default:
 		c.carry(ctx, loads)
 	}
-	if l.carried {
+	switch {
+	case l.carried:
 		return l.receipt, l.outcomes, false, l.err
-	}
-	if l.locked {
+	case l.locked:
 		putBack()
-		return h.transact(ctx, c.guard.lockWait, collect)
+		l.sections = nil
 	}
-	return h.transact(ctx, c.guard.lockWait, l.collect)
+	return h.transact(ctx, c.guard.lockWait, func(presented bool) []domain.Section {
+		again := l.sections
+		l.sections = nil
+		return append(again, collect(presented)...)
+	})
 }
 
 // board waits for a carrier, and returns its loads if the caller has to carry them.
@@ -118,11 +125,14 @@ func (c *carriers) carry(ctx context.Context, loads []*load) {
 		defer context.AfterFunc(l.hold.section, func() { lose(context.Cause(l.hold.section)) })()
 	}
 	var counts []int // of sections, once they are known
-	receipt, outcomes, err := c.present(ctx, grants, func() (all []domain.Section) {
+	receipt, outcomes, err := c.present(ctx, grants, func(presented bool) (all []domain.Section) {
+		if counts != nil { // who comes later comes after those of the other keys
+			return nil
+		}
 		var each []int
 		for _, l := range loads {
-			sections := l.collect()
-			all, each = append(all, sections...), append(each, len(sections))
+			l.sections = l.collect(presented)
+			all, each = append(all, l.sections...), append(each, len(l.sections))
 		}
 		counts = each
 		return all
@@ -145,22 +155,24 @@ func (c *carriers) carry(ctx context.Context, loads []*load) {
 	}
 }
 
-// wait runs the sections of a key that takes its row in the transaction and has that to itself. To see first whether the row is
-// free would cost a key that is hot in several instances two transactions for most of its batches. But those of other keys do
-// not wait for somebody else's lock for long: then the transaction counts no more.
-func (c *carriers) wait(ctx context.Context, h *hold, collect func() []domain.Section) (domain.Receipt, []error, bool, error) {
+// alone runs the sections of a key that has the transaction to itself, and waits for its row: to see first whether that is free
+// would cost a key that is hot in several instances two transactions for most of its batches. But those of other keys do not
+// wait for somebody else's lock for long: then the transaction counts no more.
+func (c *carriers) alone(ctx context.Context, l *load) (domain.Receipt, []error, bool, error) {
 	alight := sync.OnceFunc(c.alight)
 	defer alight()
 	patience := time.AfterFunc(rowPatience, alight)
 	defer patience.Stop()
-	return h.transact(ctx, c.guard.lockWait, func() []domain.Section {
-		patience.Stop() // the row is locked
-		return collect()
+	return l.hold.transact(ctx, c.guard.lockWait, func(presented bool) []domain.Section {
+		if presented {
+			patience.Stop() // the row is locked
+		}
+		return l.collect(presented)
 	})
 }
 
 // present is the database's Transact, but for a panic, after which nobody knows what became of anybody's section.
-func (c *carriers) present(ctx context.Context, grants []domain.Grant, collect func() []domain.Section) (receipt domain.Receipt, outcomes []error, err error) {
+func (c *carriers) present(ctx context.Context, grants []domain.Grant, collect domain.Collect) (receipt domain.Receipt, outcomes []error, err error) {
 	collected := 0
 	defer func() {
 		if v := recover(); v != nil {
@@ -171,9 +183,9 @@ func (c *carriers) present(ctx context.Context, grants []domain.Grant, collect f
 			receipt.Grants = grants
 		}
 	}()
-	return c.guard.db.Transact(ctx, grants, c.guard.lockWait, true, func() []domain.Section {
-		all := collect()
-		collected = len(all)
+	return c.guard.db.Transact(ctx, grants, c.guard.lockWait, true, func(presented bool) []domain.Section {
+		all := collect(presented)
+		collected += len(all)
 		return all
 	})
 }

@@ -21,23 +21,20 @@ type sharing struct {
 	// fate says how a transaction ends, if set: what its sections come to, and the error of all of them.
 	fate func(ctx context.Context, keys []domain.Key, skipLocked bool) (locked domain.Key, err error)
 
-	// waitForRow has every row locked, and a transaction that waits for it collects when it has it.
-	waitForRow bool
+	// locked has its row locked by somebody else, and a transaction that waits for it collects when it has it.
+	locked domain.Key
 
 	mu        sync.Mutex
 	committed [][]domain.Key
 	refusals  int
 }
 
-func (d *sharing) Transact(ctx context.Context, grants []domain.Grant, _ time.Duration, skipLocked bool, collect func() []domain.Section) (
+func (d *sharing) Transact(ctx context.Context, grants []domain.Grant, _ time.Duration, skipLocked bool, collect domain.Collect) (
 	domain.Receipt, []error, error,
 ) {
 	var keys []domain.Key
 	for _, g := range grants {
 		keys = append(keys, g.Key)
-	}
-	if d.begun != nil {
-		d.begun()
 	}
 	if d.before != nil {
 		if err := d.before(); err != nil && !skipLocked {
@@ -47,19 +44,20 @@ func (d *sharing) Transact(ctx context.Context, grants []domain.Grant, _ time.Du
 	if ctx.Err() != nil { // no connection is taken for who has no use for it
 		return domain.Receipt{}, nil, context.Cause(ctx)
 	}
-	if d.waitForRow && !skipLocked {
+	if keys[0] == d.locked && !skipLocked {
 		<-ctx.Done()
 		return domain.Receipt{}, nil, context.Cause(ctx)
 	}
-	sections := collect()
+	sections := collect(false)
+	if d.presenting != nil {
+		d.presenting()
+	}
+	sections = append(sections, collect(true)...)
 	outcomes := make([]error, len(sections))
-	var locked domain.Key
+	locked := d.locked
 	var err error
 	if d.fate != nil {
 		locked, err = d.fate(ctx, keys, skipLocked)
-	}
-	if d.waitForRow {
-		locked = keys[0]
 	}
 	for i, s := range sections {
 		if s.Keys[0] == locked {
@@ -176,44 +174,26 @@ func TestARefusedKeyHarmsNoOther(t *testing.T) {
 	})
 }
 
-// A key whose row somebody else has locked waits for it alone, and takes no transaction from the others meanwhile.
+// A key whose row somebody else has locked waits for it alone, and keeps nobody waiting with whom it has shared a transaction.
 func TestALockedRowKeepsNobodyWaiting(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		d := &sharing{}
-		unlocked := make(chan struct{})
 		d.fate = func(_ context.Context, keys []domain.Key, skipLocked bool) (domain.Key, error) {
-			switch {
-			case !slices.Contains(keys, "item/locked"):
-			case skipLocked:
+			if skipLocked && slices.Contains(keys, "item/locked") {
 				return "item/locked", nil
-			default:
-				<-unlocked
 			}
 			return "", nil
 		}
-		// The last to end is the one that waits for the row, and it does not end before another section has had the only transaction.
-		g := newGuard(d, &locks{}, func(o *locking.Options, _ *locking.Backend) { o.MaxTransactions = 1 })
-		var group sync.WaitGroup
-		group.Go(func() {
-			_, err := g.Do(t.Context(), domain.Section{Keys: []domain.Key{"item/locked"}, Run: func(context.Context, domain.Tx) error { return nil }})
-			assert.NoError(t, err)
-		})
-		synctest.Wait() // until it waits for the row
-		outcomes := share(t, d, &locks{}, "item/a", "item/b")
-		assert.Equal(t, map[domain.Key]error{"item/a": nil, "item/b": nil}, outcomes)
-		_, err := g.Do(t.Context(), domain.Section{Keys: []domain.Key{"item/c"}, Run: func(context.Context, domain.Tx) error { return nil }})
-		assert.NoError(t, err)
-		close(unlocked)
-		group.Wait()
-		g.Wait()
-		assert.Equal(t, []domain.Key{"item/locked"}, d.committed[len(d.committed)-1])
+		outcomes := share(t, d, &locks{}, "item/a", "item/locked", "item/z")
+		assert.Equal(t, map[domain.Key]error{"item/a": nil, "item/locked": nil, "item/z": nil}, outcomes)
+		assert.Equal(t, [][]domain.Key{{"item/first"}, {"item/a", "item/z"}, {"item/locked"}}, d.committed)
 	})
 }
 
-// A key with a row lock of its own waits for the row in the transaction that it was given, and needs no other. But not for long:
-// then another key may have one.
-func TestARowLockIsWaitedForOnce(t *testing.T) {
+// A key that has a transaction to itself waits for its row in it, and needs no other. But not for long: then another key may
+// have one.
+func TestARowIsWaitedForOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		d := &sharing{}
@@ -222,8 +202,8 @@ func TestARowLockIsWaitedForOnce(t *testing.T) {
 			assert.Equal(t, len(keys) > 1, skipLocked, keys)
 			return "", nil
 		}
-		d.begun = func() { d.begun = nil; <-unlocked }
-		g := newGuard(d, nil, func(o *locking.Options, b *locking.Backend) { o.MaxTransactions, b.RowLocks = 1, true })
+		d.presenting = func() { d.presenting = nil; <-unlocked }
+		g := newGuard(d, &locks{}, func(o *locking.Options, _ *locking.Backend) { o.MaxTransactions = 1 })
 		do := func(key domain.Key) {
 			_, err := g.Do(t.Context(), domain.Section{Keys: []domain.Key{key}, Run: func(context.Context, domain.Tx) error { return nil }})
 			assert.NoError(t, err)
@@ -246,19 +226,27 @@ func TestARowLockIsWaitedForOnce(t *testing.T) {
 func TestLeavingALockedRow(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		d := &sharing{}
-		d.waitForRow = true
+		d := &sharing{locked: "item/locked"}
 		g := newGuard(d, &locks{}, func(o *locking.Options, _ *locking.Backend) { o.MaxTransactions = 1 })
+		end := make(chan struct{})
+		do := func(ctx context.Context, key domain.Key, run func()) error {
+			_, err := g.Do(ctx, domain.Section{Keys: []domain.Key{key}, Run: func(context.Context, domain.Tx) error { run(); return nil }})
+			return err
+		}
+		var group sync.WaitGroup
+		group.Go(func() { assert.NoError(t, do(t.Context(), "item/first", func() { <-end })) })
+		synctest.Wait() // until it has the only transaction
 		ctx, leave := context.WithCancel(t.Context())
-		gone := errors.New("gone")
-		left := make(chan error, 1)
-		go func() {
-			_, err := g.Do(ctx, domain.Section{Keys: []domain.Key{"item/locked"}, Run: func(context.Context, domain.Tx) error { return gone }})
-			left <- err
-		}()
+		group.Go(func() {
+			assert.ErrorIs(t, do(ctx, "item/locked", func() { t.Error("it has run without its row") }), context.Canceled)
+		})
+		group.Go(func() { assert.NoError(t, do(t.Context(), "item/a", func() {})) })
+		synctest.Wait() // until both wait for a transaction
+		close(end)
 		synctest.Wait() // until it waits for the row
+		assert.Equal(t, [][]domain.Key{{"item/first"}, {"item/a"}}, d.committed)
 		leave()
-		assert.ErrorIs(t, <-left, context.Canceled)
+		group.Wait()
 		g.Wait() // nobody is left who would wait for the row
 	})
 }
@@ -291,7 +279,12 @@ func TestAloneWithoutATransaction(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		d := &sharing{}
-		d.before = func() error { return domain.ErrLockLost }
+		d.before = func() error {
+			if len(d.committed) == 0 {
+				return nil // it is the first
+			}
+			return domain.ErrLockLost
+		}
 		d.fate = func(_ context.Context, keys []domain.Key, _ bool) (domain.Key, error) {
 			if keys[0] == "item/first" {
 				return "", nil

@@ -16,12 +16,12 @@ import (
 // Database is what a guard needs of PostgreSQL: transactions that present, and the table of authorities. The store
 // implements it; the two packages know each other only by this.
 type Database interface {
-	// Transact runs sections one after the other in a transaction that has presented the grants in their order before
-	// anything else. Grants with RowLock take their lock and their token there. With skipLocked, a row that somebody else has
-	// locked is not waited for: the sections for it do not run, and their outcome is domain.ErrRowLocked. collect is called
-	// once, and not before the locks are held and there is a connection. A section whose outcome is an error has changed
-	// nothing; err is everybody's. Sections may run more than once. It uses one connection.
-	Transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration, skipLocked bool, collect func() []domain.Section) (
+	// Transact runs the sections that collect says, one after the other, in a transaction that has presented the grants in
+	// their order before anything else. Grants with RowLock take their lock and their token there. With skipLocked, a row that
+	// somebody else has locked is not waited for: the sections for it do not run, and their outcome is domain.ErrRowLocked. A
+	// section whose outcome is an error has changed nothing; err is everybody's. Sections may run more than once. It uses one
+	// connection.
+	Transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration, skipLocked bool, collect domain.Collect) (
 		receipt domain.Receipt, outcomes []error, err error)
 	// Authority is the one in charge of a resource, AuthorityOf of a scope; domain.ErrNotFound if there is none.
 	Authority(ctx context.Context, key domain.Key) (domain.Authority, error)
@@ -138,8 +138,7 @@ func (g *Guard) once(ctx, wait context.Context, keys []domain.Key, section domai
 	defer h.end() // before Do returns, and also when the section panics: the next in line goes on at once
 	waited := time.Since(began)
 	deadline, _ := wait.Deadline()
-	collect := func() []domain.Section { return []domain.Section{section} }
-	receipt, outcomes, retry, err := h.transact(h.section, max(time.Until(deadline), minDatabaseWait), collect)
+	receipt, outcomes, retry, err := h.transact(h.section, max(time.Until(deadline), minDatabaseWait), domain.Only(section))
 	receipt.LockWait += waited
 	if err == nil {
 		err = outcomes[0]
@@ -215,7 +214,7 @@ func (g *Guard) hold(ctx, wait context.Context, keys []domain.Key) (h *hold, err
 
 // transact runs sections under the hold. retry means that nothing was written, and that the reason is gone: under another
 // hold it can succeed. ctx is the hold's section, or part of it.
-func (h *hold) transact(ctx context.Context, lockWait time.Duration, collect func() []domain.Section) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
+func (h *hold) transact(ctx context.Context, lockWait time.Duration, collect domain.Collect) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
 	receipt, outcomes, err = h.guard.db.Transact(ctx, h.grants, lockWait, false, collect)
 	if receipt.Grants == nil {
 		receipt.Grants = h.grants

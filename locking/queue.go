@@ -17,7 +17,7 @@ import (
 // queues coalesces sections. Those that wait in this process for the same key form a queue, and each queue is served by one
 // goroutine: it takes the lock, runs a batch of what waits in one transaction, answers, and goes on with the next batch
 // until its turn is over or nobody waits. A lock and a COMMIT so carry many sections, which is what makes a hot key fast; and
-// what arrives while a batch is under way forms the next one, so that a cold key does not wait for company.
+// what arrives while a batch is worked on forms the next one, so that a cold key does not wait for company.
 type queues struct {
 	guard *Guard
 	limit int
@@ -45,6 +45,8 @@ type call struct {
 	arrived  time.Time
 	deadline time.Time
 	tries    int
+
+	began time.Time // when it was taken out of the queue
 
 	done    chan struct{} // closed when the rest is set
 	receipt domain.Receipt
@@ -200,6 +202,9 @@ func (q *queue) next(ctx context.Context, limit int) []*call {
 	n := min(limit, len(q.waiting))
 	batch := slices.Clone(q.waiting[:n])
 	q.waiting = slices.Delete(q.waiting, 0, n)
+	for _, c := range batch {
+		c.began = time.Now()
+	}
 	return batch
 }
 
@@ -225,12 +230,11 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 	bounded, cancel := context.WithTimeoutCause(h.section, q.guard.lockWait+transactionTimeout, errSilent)
 	defer cancel()
 	var batch []*call
-	var began time.Time
-	receipt, outcomes, retry, err := q.transact(bounded, h, func() []domain.Section {
-		began = time.Now()
-		batch = q.next(ctx, limit)
-		sections := make([]domain.Section, len(batch))
-		for i, c := range batch {
+	receipt, outcomes, retry, err := q.transact(bounded, h, func(bool) []domain.Section {
+		joining := q.next(ctx, limit-len(batch))
+		batch = append(batch, joining...)
+		sections := make([]domain.Section, len(joining))
+		for i, c := range joining {
 			sections[i] = c.section
 			sections[i].Run = func(ctx context.Context, tx domain.Tx) error { return c.run(ctx, tx, q.guard.log) }
 		}
@@ -260,7 +264,7 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 	q.guard.observe(domain.Event{Kind: domain.EventBatch, Grants: receipt.Grants, Batch: len(batch)})
 	for i, c := range batch {
 		c.receipt = receipt
-		c.receipt.LockWait = began.Sub(c.arrived)
+		c.receipt.LockWait = c.began.Sub(c.arrived)
 		c.err = outcomes[i]
 		if err != nil {
 			// Also for a section that was refused: what it decided on may never have been. But if it leaves no answer, it
@@ -306,7 +310,7 @@ func (q *queue) hold(ctx context.Context) (h *hold, err error) {
 	return q.guard.hold(ctx, ctx, []domain.Key{q.key})
 }
 
-func (q *queue) transact(ctx context.Context, h *hold, collect func() []domain.Section, putBack func()) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
+func (q *queue) transact(ctx context.Context, h *hold, collect domain.Collect, putBack func()) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
 	defer q.recovered(ctx, &err)
 	return q.guard.carriers.transact(ctx, h, collect, putBack)
 }

@@ -25,10 +25,11 @@ import (
 // database records the transactions. It lets the test look before one ends.
 type database struct {
 	locking.Database
-	strategy string
-	begun    func()       // called in every transaction before it collects, if set
-	silent   bool         // transactions get no answer
-	before   func() error // called in every transaction before it commits, if set; an error is the transaction's
+	strategy   string
+	begun      func()       // called in every transaction before it collects, if set
+	presenting func()       // called in every transaction between its two collections, if set
+	silent     bool         // transactions get no answer
+	before     func() error // called in every transaction before it commits, if set; an error is the transaction's
 
 	mu      sync.Mutex
 	batches []int
@@ -47,7 +48,7 @@ func (d *database) Authority(_ context.Context, _ domain.Key) (domain.Authority,
 	return domain.Authority{Scope: domain.ScopeInventory, Strategy: d.strategy, Fingerprint: d.strategy, Epoch: 1}, nil
 }
 
-func (d *database) Transact(ctx context.Context, grants []domain.Grant, _ time.Duration, _ bool, collect func() []domain.Section) (
+func (d *database) Transact(ctx context.Context, grants []domain.Grant, _ time.Duration, _ bool, collect domain.Collect) (
 	domain.Receipt, []error, error,
 ) {
 	if d.begun != nil {
@@ -56,7 +57,11 @@ func (d *database) Transact(ctx context.Context, grants []domain.Grant, _ time.D
 	if ctx.Err() != nil { // no connection is taken for who has no use for it
 		return domain.Receipt{}, nil, context.Cause(ctx)
 	}
-	sections := collect()
+	sections := collect(false)
+	if d.presenting != nil {
+		d.presenting()
+	}
+	sections = append(sections, collect(true)...)
 	if d.silent {
 		<-ctx.Done()
 		return domain.Receipt{}, make([]error, len(sections)), context.Cause(ctx)
@@ -171,6 +176,38 @@ func TestBatch(t *testing.T) {
 		assert.Len(t, unique(d.grants), 1)
 		assert.Zero(t, g.Queues(), "a queue that nobody is in is no more")
 		assert.Len(t, l.free, 1, "the lock was given back")
+	})
+}
+
+// Who comes while the grants are presented shares the transaction, if there is room.
+func TestComingWhileItBegins(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := &database{}
+		g := newGuard(d, newLock(), func(o *locking.Options, _ *locking.Backend) { o.MaxBatch = 3 })
+		var order []int
+		var group sync.WaitGroup
+		one := func(i int) {
+			receipt, err := do(g, func() { order = append(order, i) })
+			assert.NoError(t, err)
+			assert.Equal(t, []int{3, 3, 3, 1}[i], receipt.Batch)
+			assert.Equal(t, []time.Duration{0, 0, 0, time.Second}[i], receipt.LockWait)
+		}
+		d.presenting = func() {
+			d.presenting = nil
+			for i := range 3 {
+				group.Go(func() { one(i + 1) })
+				synctest.Wait() // until it is in the queue
+			}
+		}
+		d.before = func() error {
+			time.Sleep(time.Second) // of the bubble's time
+			return nil
+		}
+		one(0)
+		group.Wait()
+		assert.Equal(t, []int{0, 1, 2, 3}, order)
+		assert.Equal(t, []int{3, 1}, d.batches)
 	})
 }
 

@@ -216,7 +216,7 @@ func openRowLock(ctx context.Context, s servers, log *slog.Logger) (lock func(co
 			Key: domain.ItemKey(item), Strategy: authority.Strategy, Epoch: authority.Epoch,
 			ID: domain.GrantID(uuid.New()), RowLock: true,
 		}
-		_, outcomes, err := store.Transact(ctx, []domain.Grant{grant}, time.Second, false, func() []domain.Section { return []domain.Section{nothing} })
+		_, outcomes, err := store.Transact(ctx, []domain.Grant{grant}, time.Second, false, domain.Only(nothing))
 		return errors.Join(append(outcomes, err)...)
 	}, store.Close, nil
 }

@@ -171,8 +171,8 @@ const codesToBe = domain.Key(domain.KindCoupon) + "/"
 func create[V any](ctx context.Context, s *Store, key, answers domain.Key, lock domain.LockSpec, once *domain.Once, stock int64,
 	insert func(*pgx.Batch), scan pgx.RowToFunc[V], readBack string,
 ) (view V, err error) {
-	gather := func() (wanted reads) {
-		if once != nil {
+	gather := func(presented bool) (wanted reads) {
+		if once != nil && !presented {
 			wanted.answers = []answerID{{once.Caller, once.Key}}
 		}
 		return wanted

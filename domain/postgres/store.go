@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/exaring/otelpgx"
@@ -164,19 +163,20 @@ const maxTries = 5
 
 // Transact runs sections, one after the other, in a READ COMMITTED transaction that has presented the grants, in the given
 // order, before anything else. lockWait bounds each wait for a row; with skipLocked, a fence's row that somebody else has
-// locked is not waited for, and the sections for it fail with domain.ErrRowLocked. collect is called once and says which
-// sections; after the row locks were taken, if there are any among the grants. They run again when the server aborted the
-// transaction for the sake of others. The receipt has the grants with the tokens that row locks drew.
+// locked is not waited for, and the sections for it fail with domain.ErrRowLocked. collect says which sections; they run again
+// when the server aborted the transaction for the sake of others. The receipt has the grants with the tokens that row locks
+// drew.
 //
 // outcomes has the error of each section: one that failed has changed nothing, and the others are committed without it. An
 // err is everybody's: nothing was written, unless it is domain.ErrOutcomeUnknown.
-func (s *Store) Transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration, skipLocked bool, collect func() []domain.Section,
+func (s *Store) Transact(ctx context.Context, grants []domain.Grant, lockWait time.Duration, skipLocked bool, collect domain.Collect,
 ) (receipt domain.Receipt, outcomes []error, err error) {
 	var sections []domain.Section
-	gather := sync.OnceValue(func() (wanted reads) {
-		sections = collect()
+	known := 0 // so many of them the transaction has read for
+	gather := func(presented bool) (wanted reads) {
+		sections = append(sections, collect(presented)...)
 		outcomes = make([]error, len(sections))
-		for _, section := range sections {
+		for _, section := range sections[known:] {
 			wanted.Reservations = append(wanted.Reservations, section.Reads.Reservations...)
 			wanted.Redemptions = append(wanted.Redemptions, section.Reads.Redemptions...)
 			wanted.Uses = append(wanted.Uses, section.Reads.Uses...)
@@ -184,9 +184,11 @@ func (s *Store) Transact(ctx context.Context, grants []domain.Grant, lockWait ti
 				wanted.answers = append(wanted.answers, answerID{once.Caller, once.Key})
 			}
 		}
+		known = len(sections)
 		return wanted
-	})
+	}
 	begin := func() *tx {
+		known = 0
 		return &tx{store: s, grants: slices.Clone(grants), lockWait: lockWait, skipLocked: skipLocked}
 	}
 	receipt, err = s.transact(ctx, begin, gather, func(ctx context.Context, t *tx) error {
@@ -214,7 +216,7 @@ func (s *Store) Transact(ctx context.Context, grants []domain.Grant, lockWait ti
 var errNothingToDo = errors.New("no section of the transaction has anything to write")
 
 // transact runs fn in a transaction; in a new one, which begin makes, when the server has aborted it for the sake of others.
-func (s *Store) transact(ctx context.Context, begin func() *tx, gather func() reads, fn func(context.Context, *tx) error,
+func (s *Store) transact(ctx context.Context, begin func() *tx, gather func(presented bool) reads, fn func(context.Context, *tx) error,
 ) (receipt domain.Receipt, err error) {
 	began := time.Now()
 	for try := 1; ; try++ {
@@ -227,7 +229,7 @@ func (s *Store) transact(ctx context.Context, begin func() *tx, gather func() re
 	return receipt, err
 }
 
-func (t *tx) transact(ctx context.Context, gather func() reads, fn func(context.Context, *tx) error) (receipt domain.Receipt, err error) {
+func (t *tx) transact(ctx context.Context, gather func(presented bool) reads, fn func(context.Context, *tx) error) (receipt domain.Receipt, err error) {
 	defer t.end(ctx) // also on a panic of fn
 	defer func() { receipt.Grants, receipt.LockWait = t.grants, t.waited }()
 

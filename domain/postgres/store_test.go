@@ -73,7 +73,7 @@ func transact(ctx context.Context, store *postgres.Store, grants []domain.Grant,
 
 func transactSection(ctx context.Context, store *postgres.Store, grants []domain.Grant, wait time.Duration, section domain.Section,
 ) (domain.Receipt, error) {
-	receipt, outcomes, err := store.Transact(ctx, grants, wait, false, func() []domain.Section { return []domain.Section{section} })
+	receipt, outcomes, err := store.Transact(ctx, grants, wait, false, domain.Only(section))
 	if err == nil {
 		err = outcomes[0]
 	}
@@ -242,16 +242,20 @@ func TestSharedTransaction(t *testing.T) {
 		return func(ctx context.Context, tx domain.Tx) error { return errors.Join(run(ctx, tx), err) }
 	}
 	g := w.grant(key)
-	receipt, outcomes, err := w.store.Transact(t.Context(), []domain.Grant{g}, wait, false, func() []domain.Section {
-		return []domain.Section{
-			{Run: then(hold(abandoned), boom)}, // has put everything, and fails after that
-			{Run: hold(taken)},
-			{Run: hold(refused)}, // nothing is left
-			{Run: then(release, boom), Reads: domain.Reads{Reservations: []string{earlier.ID}}},
-			{Run: release},
-			{Run: hold(last)},
-			{Run: release}, // sees that it was released
+	sections := []domain.Section{
+		{Run: then(hold(abandoned), boom)}, // has put everything, and fails after that
+		{Run: hold(taken)},
+		{Run: hold(refused)}, // nothing is left
+		{Run: then(release, boom), Reads: domain.Reads{Reservations: []string{earlier.ID}}},
+		{Run: release},
+		{Run: hold(last)},
+		{Run: release}, // sees that it was released
+	}
+	receipt, outcomes, err := w.store.Transact(t.Context(), []domain.Grant{g}, wait, false, func(presented bool) []domain.Section {
+		if presented {
+			return sections[3:] // have come while the server was asked
 		}
+		return sections[:3]
 	})
 	require.NoError(t, err)
 	assert.Equal(t, []domain.Grant{g}, receipt.Grants)
@@ -280,9 +284,7 @@ func TestSharedTransaction(t *testing.T) {
 	// When none of them has succeeded, the server is spared the COMMIT.
 	before, err := w.store.Item(t.Context(), "a")
 	require.NoError(t, err)
-	_, outcomes, err = w.store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, false, func() []domain.Section {
-		return []domain.Section{{Run: then(hold(refused), boom)}, {Run: release}}
-	})
+	_, outcomes, err = w.store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, false, domain.Only(domain.Section{Run: then(hold(refused), boom)}, domain.Section{Run: release}))
 	require.NoError(t, err)
 	require.ErrorIs(t, outcomes[0], boom)
 	require.ErrorIs(t, outcomes[1], domain.ErrWrongState)
@@ -302,12 +304,10 @@ func TestSkipLocked(t *testing.T) {
 	_, err = other.Exec(t.Context(), `SELECT FROM fences WHERE resource = $1 FOR UPDATE`, locked)
 	require.NoError(t, err)
 	r := reservation(domain.Line{SKU: "a", Quantity: 1})
-	_, outcomes, err := w.store.Transact(t.Context(), []domain.Grant{w.grant(free), w.grant(locked)}, wait, true, func() []domain.Section {
-		return []domain.Section{
-			{Keys: []domain.Key{free}, Run: hold(r)},
-			{Keys: []domain.Key{locked}, Run: func(context.Context, domain.Tx) error { panic("not reached") }},
-		}
-	})
+	_, outcomes, err := w.store.Transact(t.Context(), []domain.Grant{w.grant(free), w.grant(locked)}, wait, true, domain.Only([]domain.Section{
+		{Keys: []domain.Key{free}, Run: hold(r)},
+		{Keys: []domain.Key{locked}, Run: func(context.Context, domain.Tx) error { panic("not reached") }},
+	}...))
 	require.NoError(t, err)
 	require.NoError(t, outcomes[0])
 	require.ErrorIs(t, outcomes[1], domain.ErrRowLocked)
@@ -326,18 +326,16 @@ func TestSharedTransactionBreaks(t *testing.T) {
 	before, err := w.store.Item(t.Context(), "a")
 	require.NoError(t, err)
 	admin := postgrestest.Connect(t, w.db.ServiceURL)
-	_, _, err = w.store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, false, func() []domain.Section {
-		return []domain.Section{
-			{Run: hold(reservation(domain.Line{SKU: "a", Quantity: 1}))},
-			{Run: func(ctx context.Context, tx domain.Tx) error {
-				pid := backend(t, admin, `state = 'idle in transaction'`)
-				query[bool](t, admin, `SELECT pg_terminate_backend($1)`, pid)
-				_, err := tx.Reservation(ctx, domain.ReservationPrefix+uuid.NewString())
-				return err
-			}},
-			{Run: func(context.Context, domain.Tx) error { panic("not reached") }},
-		}
-	})
+	_, _, err = w.store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, false, domain.Only([]domain.Section{
+		{Run: hold(reservation(domain.Line{SKU: "a", Quantity: 1}))},
+		{Run: func(ctx context.Context, tx domain.Tx) error {
+			pid := backend(t, admin, `state = 'idle in transaction'`)
+			query[bool](t, admin, `SELECT pg_terminate_backend($1)`, pid)
+			_, err := tx.Reservation(ctx, domain.ReservationPrefix+uuid.NewString())
+			return err
+		}},
+		{Run: func(context.Context, domain.Tx) error { panic("not reached") }},
+	}...))
 	require.ErrorIs(t, err, domain.ErrUnavailable)
 	w.untouched(t, key, before)
 }

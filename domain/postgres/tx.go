@@ -70,24 +70,25 @@ func inLedger(key domain.Key, entry uuid.UUID) *evidence {
 }
 
 // open takes a connection, begins a transaction, presents the grants, and reads what gather asks for. gather is called when
-// the locks are held: those in the transaction's own rows are not until the server has answered.
-func (t *tx) open(ctx context.Context, gather func() reads) (err error) {
+// the locks are held, those in the transaction's own rows as well: for what it asks for before, there is no round trip of its
+// own.
+func (t *tx) open(ctx context.Context, gather func(presented bool) reads) (err error) {
 	if t.pooled, err = t.store.acquire(ctx, t.lockWait); err != nil {
 		return err
 	}
 	t.conn = t.pooled.Conn()
 	var wanted reads
 	if !t.rowLocks() {
-		wanted = gather()
+		wanted = gather(false)
 	}
 	began := time.Now()
 	err = t.begin(ctx, wanted)
 	t.waited += time.Since(began)
-	if err != nil || !t.rowLocks() {
+	if err != nil {
 		return err
 	}
 	batch := &pgx.Batch{}
-	if t.queueReads(batch, gather()); batch.Len() == 0 {
+	if t.queueReads(batch, gather(true)); batch.Len() == 0 {
 		return nil
 	}
 	if err := t.conn.SendBatch(ctx, batch).Close(); err != nil {
@@ -103,7 +104,7 @@ type reads struct {
 }
 
 // nothing is to be read in advance.
-func nothing() reads { return reads{} }
+func nothing(bool) reads { return reads{} }
 
 func (t *tx) rowLocks() bool {
 	return slices.ContainsFunc(t.grants, func(g domain.Grant) bool { return g.RowLock })

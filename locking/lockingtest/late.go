@@ -24,8 +24,8 @@ type lateDatabase struct {
 	url string
 }
 
-func (d lateDatabase) Transact(ctx context.Context, grants []domain.Grant, _ time.Duration, _ bool, collect func() []domain.Section) (domain.Receipt, []error, error) {
-	sections := collect()
+func (d lateDatabase) Transact(ctx context.Context, grants []domain.Grant, _ time.Duration, _ bool, collect domain.Collect) (domain.Receipt, []error, error) {
+	sections := collect(false)
 	receipt, outcomes := domain.Receipt{Grants: grants}, make([]error, len(sections))
 	conn, err := pgx.Connect(ctx, d.url)
 	if err != nil {

@@ -639,6 +639,6 @@ func (d *database) ClaimAuthority(_ context.Context, _ domain.Scope, _, fingerpr
 	return domain.Authority{}, nil
 }
 
-func (*database) Transact(ctx context.Context, _ []domain.Grant, _ time.Duration, _ bool, collect func() []domain.Section) (domain.Receipt, []error, error) {
-	return domain.Receipt{}, []error{collect()[0].Run(ctx, nil)}, nil
+func (*database) Transact(ctx context.Context, _ []domain.Grant, _ time.Duration, _ bool, collect domain.Collect) (domain.Receipt, []error, error) {
+	return domain.Receipt{}, []error{collect(false)[0].Run(ctx, nil)}, nil
 }

@@ -101,7 +101,7 @@ func TestStandbyIsNotBelieved(t *testing.T) {
 			}
 			go func() {
 				grant := domain.Grant{Key: "item/lamp", Strategy: "postgres", Epoch: authority.Epoch, ID: domain.GrantID(uuid.New()), RowLock: true}
-				_, _, err := store.Transact(ctx, []domain.Grant{grant}, patience, false, func() []domain.Section { return []domain.Section{{Run: restock}} })
+				_, _, err := store.Transact(ctx, []domain.Grant{grant}, patience, false, domain.Only(domain.Section{Run: restock}))
 				done <- err
 			}()
 			if test.waits {
