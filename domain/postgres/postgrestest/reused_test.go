@@ -99,7 +99,8 @@ func TestReused(t *testing.T) {
 	// A server that is started again ends the sessions that were kept.
 	for url := range names {
 		_, err := Connect(t, url).Exec(t.Context(), `
-			SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+			SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity
+			 WHERE datname = current_database() AND usename IS NOT NULL AND pid <> pg_backend_pid()`)
 		require.NoError(t, err)
 	}
 	t.Run("", func(t *testing.T) {
