@@ -148,18 +148,20 @@ func (q *queue) turn(ctx context.Context) {
 
 // How long a lock is kept for one batch after another, in the time that it costs to hand it over. Nobody else has asked for
 // it when it was taken: then long, because those who come meanwhile wait for it once, and after that are somebody else who
-// has asked. Else only so long that handing over is not all that is done.
+// has asked. Else only so long that handing over is a small part of what is done.
 const (
 	turnAlone   = 20
-	turnInTurns = 2
+	turnInTurns = 10
 )
 
 // keep says how long a queue may keep the lock, and how long of that without anybody to use it. The second is the time that a
 // hand-over costs: whoever comes within it would have had to get the lock again, and if nobody comes it was not kept for
-// longer in vain than that would have taken (the ski rental problem; Karlin et al., Competitive snoopy caching, 1988).
+// longer in vain than that would have taken (the ski rental problem; Karlin et al., Competitive snoopy caching, 1988). It is
+// half of that where somebody else waits. Without it a turn would end with the first batch, which all of a hot key's clients
+// are in, a moment before they are back.
 func (h *hold) keep() (turn, pause time.Duration) {
 	if h.waited {
-		return turnInTurns * h.handOver, 0
+		return turnInTurns * h.handOver, h.handOver / 2
 	}
 	return turnAlone * h.handOver, h.handOver
 }

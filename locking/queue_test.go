@@ -94,6 +94,7 @@ type lock struct {
 	free     chan struct{} // holds one value while nobody has the lock
 	acquired atomic.Int32
 	gone     chan struct{} // if set, tells the first holder that it has lost the lock
+	waited   bool          // somebody else has it in between
 }
 
 func newLock() *lock {
@@ -108,7 +109,7 @@ func (l *lock) Acquire(ctx context.Context, _ domain.Key, _ domain.GrantID) (*lo
 		return nil, context.Cause(ctx)
 	case <-l.free:
 	}
-	lease := &locking.Lease{Token: 1, Release: func(context.Context) error {
+	lease := &locking.Lease{Token: 1, Waited: l.waited, Release: func(context.Context) error {
 		l.free <- struct{}{}
 		return nil
 	}}
@@ -219,30 +220,40 @@ func unique[T comparable](all []T) map[T]bool {
 	return set
 }
 
-// The lock is given back when the turn is over, however many wait: others may be waiting elsewhere.
+// The lock is given back when the turn is over, however many wait: others may be waiting elsewhere. The turn is shorter if
+// somebody was, and so is the time for which it is kept while nobody waits here.
 func TestTurnEnds(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		d, l := &database{}, newLock()
-		d.before = func() error {
-			time.Sleep(3 * time.Second) // of the bubble's time
-			return nil
-		}
-		g := newGuard(d, l, func(o *locking.Options, b *locking.Backend) { o.MaxBatch, b.HandOver = 2, 250*time.Millisecond })
-		<-l.free
-		var group sync.WaitGroup
-		queueUp(t, &group, 8, func(int) {
+	for waited, handOver := range map[bool]time.Duration{false: 250 * time.Millisecond, true: 500 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			d, l := &database{}, newLock()
+			l.waited = waited
+			d.before = func() error {
+				time.Sleep(3 * time.Second) // of the bubble's time
+				return nil
+			}
+			g := newGuard(d, l, func(o *locking.Options, b *locking.Backend) { o.MaxBatch, b.HandOver = 2, handOver })
+			<-l.free
+			var group sync.WaitGroup
+			queueUp(t, &group, 7, func(int) {
+				_, err := do(g, nothing)
+				assert.NoError(t, err)
+			})
+			l.free <- struct{}{}
+			group.Wait()
+			assert.Equal(t, []int{2, 2, 2, 1}, d.batches)
+			assert.EqualValues(t, 2, l.acquired.Load(), "two batches a turn")
+			assert.Equal(t, d.grants[0], d.grants[1])
+			assert.NotEqual(t, d.grants[1], d.grants[2], "a new turn is a new grant")
+			began := time.Now()
 			_, err := do(g, nothing)
-			assert.NoError(t, err)
+			require.NoError(t, err)
+			assert.Equal(t, 3*time.Second, time.Since(began))
+			began = time.Now()
+			g.Wait()
+			assert.Equal(t, 250*time.Millisecond, time.Since(began), "it is kept for who comes next")
 		})
-		l.free <- struct{}{}
-		group.Wait()
-		g.Wait()
-		assert.Equal(t, []int{2, 2, 2, 2}, d.batches)
-		assert.EqualValues(t, 2, l.acquired.Load(), "two batches a turn")
-		assert.Equal(t, d.grants[0], d.grants[1])
-		assert.NotEqual(t, d.grants[1], d.grants[2], "a new turn is a new grant")
-	})
+	}
 }
 
 // Each caller gets the outcome of its own section.
