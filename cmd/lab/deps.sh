@@ -3,8 +3,8 @@
 # is.
 #
 #   deps.sh demo   PostgreSQL, Redis, ZooKeeper, and curl, with which the README begins
-#   deps.sh test   the same, a browser and npm for the tests of the page, HAProxy, PgBouncer and Prometheus for those of
-#                  deploy/
+#   deps.sh test   the same, a C compiler for the race detector, a browser and npm for the tests of the page, HAProxy,
+#                  PgBouncer and Prometheus for those of deploy/
 #
 # Nothing of what it installs is started or enabled as a service, and no database is made.
 set -eu
@@ -47,6 +47,8 @@ has_npm() { has npm && has node; }
 has_haproxy() { has haproxy || any /usr/sbin/haproxy; }
 has_pgbouncer() { has pgbouncer || any /usr/sbin/pgbouncer; }
 has_prometheus() { has prometheus && has promtool; }
+# Go asks for gcc on Linux. Without the headers it compiles nothing that needs cgo.
+has_compiler() { [ "$(uname)" = Darwin ] || { has "${CC:-gcc}" && [ -e /usr/include/stdlib.h ]; }; }
 has_browser() {
 	has chromium-headless-shell || has chromium || has chromium-browser || has google-chrome ||
 		any "/Applications/Chromium.app" "/Applications/Google Chrome.app"
@@ -114,6 +116,7 @@ need has_zookeeper "$zookeeper" "the locks of the strategy zookeeper"
 need has_java "$java" "ZooKeeper runs on it"
 need has_curl curl "the README has lines for it, which a test runs too"
 if [ "$purpose" = test ]; then
+	need has_compiler "gcc libc6-dev" "the race detector needs cgo"
 	need has_browser "$browser" "the tests of the page drive it"
 	need has_npm "$npm" "the tests of the page check its types and its accessibility with tools from npm"
 	need has_haproxy haproxy "tests put three instances behind it, as deploy/haproxy.cfg does"

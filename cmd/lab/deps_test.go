@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -41,11 +42,18 @@ func TestDepsNamesWhatIsMissing(t *testing.T) {
 	for name, script := range map[string]string{"go": "echo go1.26.0", "uname": "echo Plan9", "id": "echo 1000"} {
 		require.NoError(t, os.WriteFile(filepath.Join(folder, name), []byte("#!"+shell+"\n"+script+"\n"), 0o755))
 	}
-	cmd := exec.Command(shell, "deps.sh", "demo")
-	cmd.Env = []string{"PATH=" + folder}
-	out, err := cmd.CombinedOutput()
-	require.Error(t, err)
-	require.Contains(t, string(out), "deps: redis-server is missing: the locks of the strategies redis and redlock\n")
-	require.Contains(t, string(out), "install your system's packages for")
-	require.NotContains(t, string(out), "chromium")
+	for _, purpose := range []string{"demo", "test"} {
+		cmd := exec.Command(shell, "deps.sh", purpose)
+		cmd.Env = []string{"PATH=" + folder}
+		output, err := cmd.CombinedOutput()
+		require.Error(t, err)
+		out := string(output)
+		require.Contains(t, out, "deps: redis-server is missing: the locks of the strategies redis and redlock\n")
+		require.Contains(t, out, "install your system's packages for")
+		for _, line := range []string{
+			"deps: gcc libc6-dev is missing: the race detector needs cgo\n", "deps: chromium-headless-shell is missing: the tests of the page drive it\n",
+		} {
+			require.Equal(t, purpose == "test", strings.Contains(out, line), line)
+		}
+	}
 }
