@@ -73,6 +73,12 @@ func TestAnswers(t *testing.T) {
 	assert.Equal(t, first, answerOf(t, w.run(t, buy(once("c", "one", "r"), "a", 4))[0]))
 	assert.EqualValues(t, 8, w.audit(t, a).Held)
 
+	// Those who come when the transaction has begun get their answers as well.
+	outcomes = w.run(t, buy(nil, "a", 1), buy(once("c", "one", "r"), "a", 4), buy(once("c", "one", "another"), "a", 1))
+	require.NoError(t, outcomes[0])
+	assert.Equal(t, first, answerOf(t, outcomes[1]))
+	assert.ErrorIs(t, outcomes[2], domain.ErrKeyReused)
+
 	assert.ErrorIs(t, w.run(t, buy(once("c", "one", "another"), "a", 1))[0], domain.ErrKeyReused)
 	assert.ErrorIs(t, w.run(t, buy(once("c", "one", "another"), "b", 1))[0], domain.ErrKeyReused, "also on another resource")
 	assert.Zero(t, w.audit(t, b).Held)
