@@ -67,13 +67,16 @@ func TestLoadLosesAnInstance(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			running := start(t, 3, "redis", "FENCEPOST_LEASE_TTL=1s")
 			lose, back := running[0].Kill, func() error { return running[0].Start(t.Context()) }
+			timeout, wait := 4*time.Second, time.Second
 			if name == "stopped" {
 				lose, back = running[0].Pause, running[0].Resume
+				// It may have been stopped in a transaction, which keeps the item's row locked until PostgreSQL ends it after five seconds.
+				timeout, wait = 8*time.Second, 7*time.Second
 			}
 			lost := make(chan error, 1)
 			loseOnce := sync.OnceFunc(func() { lost <- lose() })
 			r, err := load.Run(t.Context(), load.Options{
-				Instances: urls(running), Limit: 1_000_000, Buyers: 24, Rate: 200, Retries: retries, Timeout: 4 * time.Second, Patience: time.Second,
+				Instances: urls(running), Limit: 1_000_000, Buyers: 24, Rate: 200, Retries: retries, Timeout: timeout, Patience: wait,
 				Progress: func(p load.Progress) {
 					if p.Created >= 20 {
 						loseOnce()
