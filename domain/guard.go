@@ -97,9 +97,9 @@ type Section struct {
 }
 
 // Collect says which sections run in a transaction. It is called when there is a connection, and once more when the
-// transaction has presented its grants, with presented set; one that takes row locks presents first. What it returns then runs
-// after what it has returned before, which it does not return again. So who comes while the server is asked need not wait
-// for the next transaction.
+// transaction has presented its grants, with presented set; one that takes row locks presents first. What it returns runs after
+// what it has returned before, which it does not return again, not even to another try of the transaction. So who comes while
+// the server is asked need not wait for the next one.
 type Collect func(presented bool) []Section
 
 // Only collects these sections.
