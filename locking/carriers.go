@@ -22,7 +22,7 @@ import (
 // the cause fails there by itself.
 type carriers struct {
 	guard *Guard
-	limit int // 0: none
+	limit int // 0: there is none, and every key has its own
 
 	mu       sync.Mutex
 	underWay int
@@ -32,7 +32,8 @@ type carriers struct {
 // A carrier keeps the rows of all its keys locked until its end, so it should not become long.
 const maxKeys = 64
 
-// How long a key may wait for its row in a transaction that counts. It is longer than a transaction takes.
+// How long a transaction counts that draws a row lock and does not have it yet. It is longer than most transactions take, so
+// that a lock that only changes hands is waited for in place.
 const rowPatience = 20 * time.Millisecond
 
 // load is one key's part in a transaction.
@@ -49,46 +50,67 @@ type load struct {
 	err      error
 }
 
-// transact is h.transact for the hold of a single key, but for the company. Sections that were collected and have not run are put
-// back before they are collected again: who waits for a row must be able to leave.
+// transact is h.transact for the hold of a single key, but for the company. Sections that were collected and whose row is
+// somebody else's are put back, and collected again when it is ours: who waits for a row must be able to leave.
 func (c *carriers) transact(ctx context.Context, h *hold, collect domain.Collect, putBack func()) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
-	if c.limit == 0 {
-		return h.transact(ctx, c.guard.lockWait, collect)
+	if c.limit == 0 || !h.excludes { // without a lock, nobody shares a transaction
+		return h.transact(ctx, c.guard.lockWait, false, collect)
 	}
 	l := &load{hold: h, collect: collect}
-	switch loads := c.board(l); len(loads) {
-	case 0: // another's goroutine has carried it
-	case 1:
-		return c.alone(ctx, l)
-	default:
-		c.carry(ctx, loads)
-	}
+	loads, err := c.board(ctx, l)
 	switch {
-	case l.carried:
+	case err != nil:
+		return domain.Receipt{Grants: h.grants}, nil, false, err
+	case len(loads) == 1:
+		if receipt, outcomes, retry, err = c.alone(ctx, l); err != nil || !rowLocked(outcomes) {
+			return receipt, outcomes, retry, err
+		}
+		l.locked = true
+	case len(loads) > 1:
+		c.carry(ctx, loads)
+	} // else another's goroutine has carried it
+	if l.carried {
 		return l.receipt, l.outcomes, false, l.err
-	case l.locked:
+	}
+	if l.locked {
 		putBack()
 		l.sections = nil
 	}
-	return h.transact(ctx, c.guard.lockWait, func(presented bool) []domain.Section {
+	return h.transact(ctx, c.guard.lockWait, false, func(presented bool) []domain.Section {
+		if l.locked && !presented {
+			return nil // not before the row is ours
+		}
 		again := l.sections
 		l.sections = nil
 		return append(again, collect(presented)...)
 	})
 }
 
-// board waits for a carrier, and returns its loads if the caller has to carry them.
-func (c *carriers) board(l *load) []*load {
+// board waits for a carrier, and returns its loads if the caller has to carry them. Who has nobody to carry any more, or has lost
+// his lock, gets off before: he would be in the way of the others.
+func (c *carriers) board(ctx context.Context, l *load) ([]*load, error) {
 	c.mu.Lock()
 	if c.underWay < c.limit {
 		c.underWay++
 		c.mu.Unlock()
-		return []*load{l}
+		return []*load{l}, nil
 	}
 	l.drive = make(chan []*load, 1)
 	c.waiting = append(c.waiting, l)
 	c.mu.Unlock()
-	return <-l.drive
+	select {
+	case loads := <-l.drive:
+		return loads, nil
+	case <-ctx.Done():
+	}
+	c.mu.Lock()
+	if i := slices.Index(c.waiting, l); i >= 0 {
+		c.waiting = slices.Delete(c.waiting, i, i+1)
+		c.mu.Unlock()
+		return nil, context.Cause(ctx)
+	}
+	c.mu.Unlock()
+	return <-l.drive, nil // it is on a carrier already
 }
 
 // alight lets those who wait have the next carrier.
@@ -114,6 +136,10 @@ func (c *carriers) carry(ctx context.Context, loads []*load) {
 			l.drive <- nil
 		}
 	}()
+	loads = slices.DeleteFunc(loads, func(l *load) bool { return l.hold.section.Err() != nil }) // it would take the others with it
+	if len(loads) == 0 {
+		return
+	}
 	slices.SortFunc(loads, func(a, b *load) int { return strings.Compare(string(a.key()), string(b.key())) })
 	ctx, lose := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer lose(nil)
@@ -122,7 +148,12 @@ func (c *carriers) carry(ctx context.Context, loads []*load) {
 	var grants []domain.Grant
 	for _, l := range loads {
 		grants = append(grants, l.hold.grants...)
-		defer context.AfterFunc(l.hold.section, func() { lose(context.Cause(l.hold.section)) })()
+		defer context.AfterFunc(l.hold.section, func() {
+			// Else all its callers have left before they were collected: then it carries nobody, and is in nobody's way.
+			if cause := context.Cause(l.hold.section); errors.Is(cause, domain.ErrLockLost) {
+				lose(cause)
+			}
+		})()
 	}
 	var counts []int // of sections, once they are known
 	receipt, outcomes, err := c.present(ctx, grants, func(presented bool) (all []domain.Section) {
@@ -145,8 +176,8 @@ func (c *carriers) carry(ctx context.Context, loads []*load) {
 		if counts != nil {
 			own, outcomes = outcomes[:counts[i]], outcomes[counts[i]:]
 		}
-		if err == nil && slices.ContainsFunc(own, func(err error) bool { return errors.Is(err, domain.ErrRowLocked) }) {
-			l.locked = true
+		if rowLocked(own) && (err == nil || errors.Is(err, domain.ErrOutcomeUnknown)) {
+			l.locked = true // its sections have not run, whatever became of the others
 			continue
 		}
 		l.carried, l.receipt, l.outcomes, l.err = true, receipt, own, err
@@ -155,18 +186,20 @@ func (c *carriers) carry(ctx context.Context, loads []*load) {
 	}
 }
 
-// alone runs the sections of a key that has the transaction to itself, and waits for its row: to see first whether that is free
-// would cost a key that is hot in several instances two transactions for most of its batches. But those of other keys do not
-// wait for somebody else's lock for long: then the transaction counts no more.
+// alone runs the sections of a key that has the transaction to itself. If the row is the lock, it waits for it there: to see
+// first whether it is free would cost a key that is hot in several instances two transactions for most of its batches. But those
+// of other keys do not wait for somebody else's lock for long: then the transaction counts no more. Under any other lock a row
+// that is not free is out of the ordinary: a holder that has lost his lock is still at it.
 func (c *carriers) alone(ctx context.Context, l *load) (domain.Receipt, []error, bool, error) {
 	alight := sync.OnceFunc(c.alight)
 	defer alight()
+	if !l.hold.grants[0].RowLock {
+		return l.hold.transact(ctx, c.guard.lockWait, true, l.collect)
+	}
 	patience := time.AfterFunc(rowPatience, alight)
 	defer patience.Stop()
-	return l.hold.transact(ctx, c.guard.lockWait, func(presented bool) []domain.Section {
-		if presented {
-			patience.Stop() // the row is locked
-		}
+	return l.hold.transact(ctx, c.guard.lockWait, false, func(presented bool) []domain.Section {
+		patience.Stop() // it draws the lock before it collects
 		return l.collect(presented)
 	})
 }
@@ -197,3 +230,8 @@ func everybodys(err error) bool {
 }
 
 func (l *load) key() domain.Key { return l.hold.grants[0].Key }
+
+// rowLocked tells whether sections have not run because their row was somebody else's.
+func rowLocked(outcomes []error) bool {
+	return slices.ContainsFunc(outcomes, func(err error) bool { return errors.Is(err, domain.ErrRowLocked) })
+}

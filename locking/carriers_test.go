@@ -21,7 +21,7 @@ type sharing struct {
 	// fate says how a transaction ends, if set: what its sections come to, and the error of all of them.
 	fate func(ctx context.Context, keys []domain.Key, skipLocked bool) (locked domain.Key, err error)
 
-	// locked has its row locked by somebody else, and a transaction that waits for it collects when it has it.
+	// locked has its row locked by somebody else for good.
 	locked domain.Key
 
 	mu        sync.Mutex
@@ -44,11 +44,14 @@ func (d *sharing) Transact(ctx context.Context, grants []domain.Grant, _ time.Du
 	if ctx.Err() != nil { // no connection is taken for who has no use for it
 		return domain.Receipt{}, nil, context.Cause(ctx)
 	}
+	var sections []domain.Section
+	if !grants[0].RowLock {
+		sections = collect(false)
+	}
 	if keys[0] == d.locked && !skipLocked {
 		<-ctx.Done()
-		return domain.Receipt{}, nil, context.Cause(ctx)
+		return domain.Receipt{}, make([]error, len(sections)), context.Cause(ctx)
 	}
-	sections := collect(false)
 	if d.presenting != nil {
 		d.presenting()
 	}
@@ -65,6 +68,9 @@ func (d *sharing) Transact(ctx context.Context, grants []domain.Grant, _ time.Du
 			continue
 		}
 		outcomes[i] = s.Run(ctx, nil)
+	}
+	if !slices.ContainsFunc(outcomes, func(err error) bool { return err == nil }) {
+		return domain.Receipt{Grants: grants}, outcomes, err
 	}
 	if err == nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -203,7 +209,7 @@ func TestARowIsWaitedForOnce(t *testing.T) {
 			return "", nil
 		}
 		d.presenting = func() { d.presenting = nil; <-unlocked }
-		g := newGuard(d, &locks{}, func(o *locking.Options, _ *locking.Backend) { o.MaxTransactions = 1 })
+		g := newGuard(d, nil, func(o *locking.Options, b *locking.Backend) { o.MaxTransactions, b.Locker, b.RowLocks = 1, nil, true })
 		do := func(key domain.Key) {
 			_, err := g.Do(t.Context(), domain.Section{Keys: []domain.Key{key}, Run: func(context.Context, domain.Tx) error { return nil }})
 			assert.NoError(t, err)
@@ -222,8 +228,38 @@ func TestARowIsWaitedForOnce(t *testing.T) {
 	})
 }
 
-// Who waits alone for a locked row can leave: it was taken into a carrier in vain, and has not begun.
+// Who waits for a row that somebody else has locked can leave: it was taken into a carrier in vain, and has not begun. Meanwhile
+// the carrier is free for others.
 func TestLeavingALockedRow(t *testing.T) {
+	t.Parallel()
+	t.Run("with a transaction to itself", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			d := &sharing{locked: "item/locked"}
+			g := newGuard(d, &locks{}, func(o *locking.Options, _ *locking.Backend) { o.MaxTransactions = 1 })
+			ctx, leave := context.WithCancel(t.Context())
+			left := make(chan error, 1)
+			go func() {
+				_, err := g.Do(ctx, domain.Section{Keys: []domain.Key{"item/locked"}, Run: func(context.Context, domain.Tx) error {
+					t.Error("it has run without its row")
+					return nil
+				}})
+				left <- err
+			}()
+			synctest.Wait() // until it waits for the row
+			began := time.Now()
+			_, err := g.Do(t.Context(), domain.Section{Keys: []domain.Key{"item/a"}, Run: func(context.Context, domain.Tx) error { return nil }})
+			assert.NoError(t, err)
+			leave()
+			assert.ErrorIs(t, <-left, context.Canceled)
+			assert.Zero(t, time.Since(began))
+			g.Wait()
+		})
+	})
+	t.Run("after company", testLeavingALockedRow)
+}
+
+func testLeavingALockedRow(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		d := &sharing{locked: "item/locked"}
@@ -271,6 +307,89 @@ func TestALostLockHarmsNoOther(t *testing.T) {
 		assert.ErrorIs(t, outcomes["item/lost"], domain.ErrLockLost)
 		assert.NoError(t, outcomes["item/a"])
 		assert.NoError(t, outcomes["item/z"])
+	})
+}
+
+// A key whose callers have left while it waits for a carrier is not on it: those with whom it would have shared it go together.
+func TestALeftKeyHarmsNoOther(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := &sharing{}
+		g := newGuard(d, &locks{}, func(o *locking.Options, _ *locking.Backend) { o.MaxTransactions = 1 })
+		end := make(chan struct{})
+		do := func(ctx context.Context, key domain.Key, run func()) error {
+			_, err := g.Do(ctx, domain.Section{Keys: []domain.Key{key}, Run: func(context.Context, domain.Tx) error { run(); return nil }})
+			return err
+		}
+		var group sync.WaitGroup
+		group.Go(func() { assert.NoError(t, do(t.Context(), "item/first", func() { <-end })) })
+		synctest.Wait() // until it has the only transaction
+		ctx, leave := context.WithCancel(t.Context())
+		group.Go(func() {
+			assert.ErrorIs(t, do(ctx, "item/left", func() { t.Error("it has run although its caller had left") }), context.Canceled)
+		})
+		synctest.Wait() // until it is the first that waits for a transaction
+		group.Go(func() { assert.NoError(t, do(t.Context(), "item/a", func() {})) })
+		group.Go(func() { assert.NoError(t, do(t.Context(), "item/z", func() {})) })
+		synctest.Wait()
+		leave()
+		synctest.Wait()
+		began := time.Now()
+		group.Go(func() { assert.NoError(t, do(t.Context(), "item/left", func() {})) }) // another caller is not in its place
+		synctest.Wait()
+		close(end)
+		group.Wait()
+		g.Wait()
+		assert.Zero(t, time.Since(began))
+		assert.Equal(t, [][]domain.Key{{"item/first"}, {"item/a", "item/left", "item/z"}}, d.committed)
+	})
+}
+
+// A key whose strategy was changed to one without a lock while its caller waited does not wait for a transaction either, and
+// shares none.
+func TestNoLockIsNotCarried(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := &sharing{}
+		var backend *locking.Backend
+		g := newGuard(d, nil, func(o *locking.Options, b *locking.Backend) {
+			o.MaxTransactions, backend = 1, b
+			b.Locker = acquire(func(ctx context.Context, key domain.Key, id domain.GrantID) (*locking.Lease, error) {
+				if key == "item/changed" {
+					backend.Locker = nil
+				}
+				return (&locks{}).Acquire(ctx, key, id)
+			})
+		})
+		end := make(chan struct{})
+		do := func(key domain.Key, run func()) {
+			_, err := g.Do(t.Context(), domain.Section{Keys: []domain.Key{key}, Run: func(context.Context, domain.Tx) error { run(); return nil }})
+			assert.NoError(t, err)
+		}
+		var group sync.WaitGroup
+		group.Go(func() { do("item/first", func() { <-end }) })
+		synctest.Wait() // until it has the only transaction
+		do("item/changed", func() {})
+		close(end)
+		group.Wait()
+		assert.Equal(t, [][]domain.Key{{"item/changed"}, {"item/first"}}, d.committed)
+	})
+}
+
+// A key that was on a carrier in vain, because its row was locked, has not run, whatever became of the transaction.
+func TestALockedKeyKnowsItsOutcome(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := &sharing{}
+		d.fate = func(_ context.Context, keys []domain.Key, skipLocked bool) (domain.Key, error) {
+			if skipLocked && len(keys) > 1 {
+				return "item/locked", domain.ErrOutcomeUnknown
+			}
+			return "", nil
+		}
+		outcomes := share(t, d, &locks{}, "item/a", "item/locked")
+		assert.ErrorIs(t, outcomes["item/a"], domain.ErrOutcomeUnknown)
+		assert.NoError(t, outcomes["item/locked"])
 	})
 }
 

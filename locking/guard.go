@@ -138,7 +138,7 @@ func (g *Guard) once(ctx, wait context.Context, keys []domain.Key, section domai
 	defer h.end() // before Do returns, and also when the section panics: the next in line goes on at once
 	waited := time.Since(began)
 	deadline, _ := wait.Deadline()
-	receipt, outcomes, retry, err := h.transact(h.section, max(time.Until(deadline), minDatabaseWait), domain.Only(section))
+	receipt, outcomes, retry, err := h.transact(h.section, max(time.Until(deadline), minDatabaseWait), false, domain.Only(section))
 	receipt.LockWait += waited
 	if err == nil {
 		err = outcomes[0]
@@ -167,8 +167,9 @@ func (g *Guard) hold(ctx, wait context.Context, keys []domain.Key) (h *hold, err
 	began := time.Now()
 	h = &hold{guard: g, grants: make([]domain.Grant, 0, len(keys)), leases: make(map[domain.Key]*Lease, len(keys)), excludes: true}
 	h.section, h.lose = context.WithCancelCause(ctx)
+	held := false
 	defer func() {
-		if err != nil {
+		if !held { // also when a driver has panicked: a mutex has no term after which it would be free
 			h.end()
 		}
 	}()
@@ -209,13 +210,14 @@ func (g *Guard) hold(ctx, wait context.Context, keys []domain.Key) (h *hold, err
 	h.since = time.Now()
 	h.acquire = h.since.Sub(began)
 	h.began()
+	held = true
 	return h, nil
 }
 
 // transact runs sections under the hold. retry means that nothing was written, and that the reason is gone: under another
 // hold it can succeed. ctx is the hold's section, or part of it.
-func (h *hold) transact(ctx context.Context, lockWait time.Duration, collect domain.Collect) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
-	receipt, outcomes, err = h.guard.db.Transact(ctx, h.grants, lockWait, false, collect)
+func (h *hold) transact(ctx context.Context, lockWait time.Duration, skipLocked bool, collect domain.Collect) (receipt domain.Receipt, outcomes []error, retry bool, err error) {
+	receipt, outcomes, err = h.guard.db.Transact(ctx, h.grants, lockWait, skipLocked, collect)
 	if receipt.Grants == nil {
 		receipt.Grants = h.grants
 	}
@@ -231,8 +233,8 @@ func (h *hold) transact(ctx context.Context, lockWait time.Duration, collect dom
 // took notes what a transaction under the hold has taken.
 func (h *hold) took(receipt domain.Receipt) {
 	h.working += receipt.Database
-	h.acquire += receipt.LockWait // for rows
 	if len(receipt.Grants) > 0 && receipt.Grants[0].RowLock {
+		h.acquire += receipt.LockWait
 		h.grants = receipt.Grants // with the tokens that the rows have issued
 	}
 }

@@ -16,8 +16,8 @@ import (
 
 // queues coalesces sections. Those that wait in this process for the same key form a queue, and each queue is served by one
 // goroutine: it takes the lock, runs a batch of what waits in one transaction, answers, and goes on with the next batch
-// until its turn is over or nobody waits. A lock and a COMMIT so carry many sections, which is what makes a hot key fast; and
-// what arrives while a batch is worked on forms the next one, so that a cold key does not wait for company.
+// until its turn is over or nobody has come for a while. A lock and a COMMIT so carry many sections, which is what makes a hot
+// key fast; and what arrives once a batch has begun its work forms the next one, so that a cold key does not wait for company.
 type queues struct {
 	guard *Guard
 	limit int
@@ -40,13 +40,11 @@ type queue struct {
 
 // call is one caller's section.
 type call struct {
-	ctx      context.Context
-	section  domain.Section
-	arrived  time.Time
-	deadline time.Time
-	tries    int
-
-	began time.Time // when it was taken out of the queue
+	ctx     context.Context
+	section domain.Section
+	arrived time.Time
+	tries   int
+	began   time.Time // when it was taken out of the queue
 
 	done    chan struct{} // closed when the rest is set
 	receipt domain.Receipt
@@ -57,7 +55,6 @@ type call struct {
 // do has the section run with others of its key. wait bounds how long it may take until it begins.
 func (qs *queues) do(wait context.Context, key domain.Key, section domain.Section) (domain.Receipt, error) {
 	c := &call{ctx: wait, section: section, arrived: time.Now(), done: make(chan struct{})}
-	c.deadline, _ = wait.Deadline()
 	if err := qs.join(key, c); err != nil {
 		return domain.Receipt{}, err
 	}
@@ -124,7 +121,7 @@ func (q *queue) serve() {
 			return
 		}
 		// What is done for all of them is done in the name of the first, whose trace it belongs to, and not for its sake
-		// alone: it ends when all of them have left.
+		// alone: it ends when all of them have left before anybody's section has begun.
 		ctx, abandon := context.WithCancel(context.WithoutCancel(q.waiting[0].ctx))
 		q.giveUp, q.abandon = abandon, abandon
 		q.mu.Unlock()
@@ -246,7 +243,7 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 		batch = nil
 	})
 	switch {
-	case len(batch) == 0 && (retry || h.section.Err() != nil) && q.tries < maxTries-1:
+	case len(batch) == 0 && (retry || h.section.Err() != nil) && ctx.Err() == nil && q.tries < maxTries-1:
 		q.tries++ // nobody's section has begun, and under another hold it can: the lock was lost, or its epoch is over
 		return false
 	case len(batch) == 0 && err != nil:
@@ -254,13 +251,13 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 		return false
 	case len(batch) == 0: // all have left
 		return true
-	case retry && batch[0].tries < maxTries-1:
-		for _, c := range batch {
-			c.tries++
+	case retry:
+		// Each by its own count: who came last must not fail because the one before him has tried so often.
+		if batch, outcomes = q.tryAgain(batch), nil; len(batch) == 0 {
+			return false
 		}
-		q.putBack(batch)
-		return false
-	case len(outcomes) == 0:
+	}
+	if len(outcomes) == 0 {
 		outcomes = make([]error, len(batch)) // nobody knows them: err is everybody's
 	}
 	q.guard.observe(domain.Event{Kind: domain.EventBatch, Grants: receipt.Grants, Batch: len(batch)})
@@ -279,6 +276,20 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 		close(c.done)
 	}
 	return err == nil
+}
+
+// tryAgain puts those back that may try once more, and returns the others.
+func (q *queue) tryAgain(batch []*call) (others []*call) {
+	var again []*call
+	for _, c := range batch {
+		if c.tries++; c.tries < maxTries {
+			again = append(again, c)
+		} else {
+			others = append(others, c)
+		}
+	}
+	q.putBack(again)
+	return others
 }
 
 // putBack has calls wait again that have written nothing. Those whose time is over do not: they have been told that they

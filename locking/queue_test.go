@@ -504,6 +504,22 @@ func TestPanicOfTheBatch(t *testing.T) {
 	}
 }
 
+// A driver that panics leaves no lock behind that was taken before: a mutex has no term after which it would be free.
+func TestPanicOfADriver(t *testing.T) {
+	t.Parallel()
+	l := newLock()
+	g := newGuard(&database{}, acquire(func(ctx context.Context, key domain.Key, id domain.GrantID) (*locking.Lease, error) {
+		if key == "item/z" {
+			panic("boom")
+		}
+		return l.Acquire(ctx, key, id)
+	}))
+	section := domain.Section{Keys: []domain.Key{"item/a", "item/z"}, Run: func(context.Context, domain.Tx) error { return nil }}
+	assert.PanicsWithValue(t, "boom", func() { _, _ = g.Do(t.Context(), section) })
+	assert.EqualValues(t, 1, l.acquired.Load())
+	assert.Len(t, l.free, 1, "the first lock was given back")
+}
+
 // acquire is a Locker.
 type acquire func(context.Context, domain.Key, domain.GrantID) (*locking.Lease, error)
 
@@ -678,6 +694,34 @@ func TestNoTimeLeftForAnotherTry(t *testing.T) {
 		require.ErrorIs(t, err, domain.ErrLockTimeout)
 		require.Equal(t, 2*patient, time.Since(began))
 		g.Wait()
+	})
+}
+
+// Who joins a batch that has tried twice already has his own tries before him.
+func TestEachHasHisTries(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := &database{}
+		g := newGuard(d, newLock())
+		var group sync.WaitGroup
+		transactions := 0
+		d.before = func() error {
+			switch transactions++; transactions {
+			case 2:
+				group.Go(func() {
+					_, err := do(g, nothing)
+					assert.NoError(t, err)
+				})
+				synctest.Wait() // until he is in the queue
+			case 4:
+				return nil
+			}
+			return &domain.RefusedError{Err: domain.ErrStaleToken, Refusal: domain.Refusal{Grant: domain.Grant{Key: key, Epoch: 1}}}
+		}
+		_, err := do(g, nothing)
+		assert.ErrorIs(t, err, domain.ErrStaleToken)
+		group.Wait()
+		assert.Equal(t, []int{1, 1, 2, 1}, d.batches)
 	})
 }
 
