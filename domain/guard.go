@@ -74,8 +74,8 @@ type Refusal struct {
 type Receipt struct {
 	Grants   []Grant
 	Batch    int           // sections that shared the transaction, this one included; 0 if there was none
-	LockWait time.Duration // until the last lock was held, the time in the queue included
-	Database time.Duration // from BEGIN to the answer of COMMIT, less the wait for row locks
+	LockWait time.Duration // until the last lock was held, the times in the queue and for a connection included
+	Database time.Duration // the rest of the transaction, to the answer of COMMIT
 }
 
 // Section is a critical section: what is done while its keys are held.

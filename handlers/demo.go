@@ -29,8 +29,9 @@ type Demo struct {
 
 const (
 	pathDemo = "/demo"
-	// The longest slow step: shorter than the wait for a lock, or nobody else would ever see the end of it.
-	maxSlow = 5 * time.Second
+	// The longest slow step: shorter than the wait for a lock, or nobody else would ever see the end of it, and than the five
+	// seconds after which PostgreSQL ends a transaction that is kept open over it.
+	maxSlow = 4 * time.Second
 	// The laboratory answers in little, or not at all.
 	maxLabAnswer = 64 << 10
 )

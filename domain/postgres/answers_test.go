@@ -59,6 +59,26 @@ func answerOf(t *testing.T, err error) domain.Answer {
 	return replay.Answer
 }
 
+// A slow step has the last word. What it refuses for good is an answer like any other; where it came to nothing, there is none.
+func TestAnswerAfterASlowStep(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	key := w.item(t, "a", 10, domain.FencingEnforced)
+	var verdict error
+	review := buy(once("c", "one", "r"), "a", 1)
+	review.Run = func(ctx context.Context, tx domain.Tx) error {
+		if _, err := tx.Item(ctx, "a"); err != nil {
+			return err
+		}
+		return tx.Slow(ctx, func(context.Context) error { return verdict })
+	}
+	for _, verdict = range []error{errors.New("boom"), domain.ErrWrongState} {
+		assert.ErrorIs(t, w.run(t, review)[0], verdict)
+	}
+	assert.Equal(t, 409, answerOf(t, w.run(t, review)[0]).Status)
+	assert.Zero(t, w.audit(t, key).Held)
+}
+
 // A key has one answer, whether its request comes again later, or twice in one transaction.
 func TestAnswers(t *testing.T) {
 	t.Parallel()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
 )
@@ -36,8 +37,17 @@ func (c *canceller) HandleCancel(context.Context) {
 // HandleUnwatchAfterCancel implements ctxwatch.Handler. It is called when the query is over.
 func (c *canceller) HandleUnwatchAfterCancel() {
 	if !<-c.asked { // the request may still arrive, and must not find another query
+		c.conn.CustomData()[cut] = true
 		_ = c.conn.Conn().Close()
 		return
 	}
 	_ = c.conn.Conn().SetDeadline(time.Time{})
+}
+
+// cut marks a connection that was closed here behind the back of pgx, which takes it for idle if its query has ended well.
+const cut = "fencepost: cut"
+
+// usable has the pool drop such a connection in place of handing it to somebody who is not to blame.
+func usable(_ context.Context, conn *pgx.Conn) (bool, error) {
+	return conn.PgConn().CustomData()[cut] == nil, nil
 }

@@ -3,6 +3,7 @@ package postgres_test
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -28,6 +29,7 @@ const (
 // proxy cuts the connection of a store at a COMMIT.
 type proxy struct {
 	cut  atomic.Int32 // at the next COMMIT, once
+	gone atomic.Bool  // nobody answers any more who is asked what became of a transaction
 	seen func()       // called when the COMMIT has arrived that cut was set for; set it before cut
 }
 
@@ -36,6 +38,9 @@ func throughProxy(t *testing.T, w *world) (*proxy, *postgres.Store) {
 	t.Helper()
 	p := &proxy{}
 	through := postgrestest.NewProxy(t, w.db.ServiceURL, func(through *pgproxy.Proxy, r pgproxy.Request) pgproxy.Verdict {
+		if p.gone.Load() && strings.Contains(r.Statement, "pg_xact_status") {
+			return pgproxy.HangUp
+		}
 		if r.Statement != "COMMIT" {
 			return pgproxy.Pass
 		}
@@ -46,6 +51,7 @@ func throughProxy(t *testing.T, w *world) (*proxy, *postgres.Store) {
 			return pgproxy.HangUp
 		case forGood:
 			through.Refuse()
+			p.gone.Store(true)
 			return pgproxy.LoseAnswer
 		case afterCommit:
 			return pgproxy.LoseAnswer

@@ -2,8 +2,8 @@
 // grants are presented to the fence.
 //
 // It promises that a transaction presents every grant before its first read, that what a section has put is written or not
-// written as a whole, that a section uses one connection and never waits for a second one, and that an error says whether something
-// was written. SQLSTATEs and driver errors stop here: what leaves is an error of package domain or a fault of ours.
+// written as a whole, that a section uses one connection and never waits for a second one, and that an error says whether
+// something was written. SQLSTATEs and driver errors stop here: what leaves is an error of package domain or a fault of ours.
 package postgres
 
 import (
@@ -75,6 +75,7 @@ func Open(ctx context.Context, url string, o Options) (*Store, error) {
 	config.ConnConfig.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
 		return &canceller{conn: conn}
 	}
+	config.PrepareConn = usable
 	s := &Store{instance: o.Instance, log: o.Log}
 	healthConfig := config.Copy()
 	if o.Traces != nil {
@@ -126,22 +127,27 @@ func (s *Store) check(ctx context.Context) error {
 	if err := s.Ping(ctx); err != nil {
 		return err
 	}
-	var fsync, fullPageWrites, synchronousCommit string
+	var fsync, fullPageWrites, synchronousCommit, isolation string
 	var migrated, owner, creator, writer bool
 	err := s.health.QueryRow(ctx, `
 		SELECT current_setting('fsync'), current_setting('full_page_writes'), current_setting('synchronous_commit'),
-		       to_regclass('public.ledger') IS NOT NULL,
+		       current_setting('default_transaction_isolation'), to_regclass('public.ledger') IS NOT NULL,
 		       COALESCE((SELECT pg_has_role(relowner, 'MEMBER') FROM pg_class WHERE oid = to_regclass('public.fences')), false),
 		       has_schema_privilege('public', 'CREATE'),
 		       COALESCE((SELECT bool_or(has_table_privilege(oid, 'INSERT, UPDATE, DELETE, TRUNCATE, TRIGGER'))
 		                   FROM pg_class WHERE oid IN (to_regclass('public.fences'), to_regclass('public.authorities'))), false)`).
-		Scan(&fsync, &fullPageWrites, &synchronousCommit, &migrated, &owner, &creator, &writer)
+		Scan(&fsync, &fullPageWrites, &synchronousCommit, &isolation, &migrated, &owner, &creator, &writer)
 	switch {
 	case err != nil:
 		return fmt.Errorf("checking the server: %w", plain(err))
 	case fsync != "on" || fullPageWrites != "on" || synchronousCommit == "off":
 		return fmt.Errorf("PostgreSQL may lose what it has acknowledged (fsync=%s, full_page_writes=%s, synchronous_commit=%s): switch all three on",
 			fsync, fullPageWrites, synchronousCommit)
+	case isolation != "read committed":
+		// Statements that are transactions by themselves count what others have committed while they waited for their turn,
+		// which a snapshot from before the wait does not show.
+		return fmt.Errorf("transactions are %s by default, and have to be read committed: ALTER ROLE fencepost_service SET default_transaction_isolation = 'read committed'",
+			isolation)
 	case !migrated:
 		return errors.New("the database has no Fencepost schema yet: run 'fencepost migrate' with FENCEPOST_OWNER_URL set")
 	case owner:
@@ -219,13 +225,15 @@ var errNothingToDo = errors.New("no section of the transaction has anything to w
 func (s *Store) transact(ctx context.Context, begin func() *tx, gather func(presented bool) reads, fn func(context.Context, *tx) error,
 ) (receipt domain.Receipt, err error) {
 	began := time.Now()
+	var waited time.Duration
 	for try := 1; ; try++ {
 		receipt, err = begin().transact(ctx, gather, fn)
+		waited += receipt.LockWait
 		if !aborted(err) || try == maxTries || pauseBeforeRetry(ctx, try) != nil {
 			break
 		}
 	}
-	receipt.Database = time.Since(began) - receipt.LockWait
+	receipt.LockWait, receipt.Database = waited, time.Since(began)-waited
 	return receipt, err
 }
 
@@ -264,7 +272,7 @@ func (s *Store) acquire(ctx context.Context, wait time.Duration) (*pgxpool.Conn,
 }
 
 // settle turns the error of a COMMIT that was sent into the truth. A reply that was lost does not mean that nothing was
-// written: the server is asked what became of the transaction.
+// written: the server is asked what became of the transaction, on a connection that requests cannot use up.
 //
 // The transaction's number alone does not tell. A server that crashes before it has written the number down gives it to
 // somebody else when it is back, and "committed" would be his. So it counts only if a row of the transaction's own is there.
@@ -282,7 +290,7 @@ func (s *Store) settle(ctx context.Context, t *tx, err error) error {
 		case askErr != nil: // the server is not back yet
 		case ended:
 			var written, standby bool
-			askErr := s.pool.QueryRow(ctx, `SELECT EXISTS (`+t.evidence.sql+`), pg_is_in_recovery()`, t.evidence.args...).Scan(&written, &standby)
+			askErr := s.health.QueryRow(ctx, `SELECT EXISTS (`+t.evidence.sql+`), pg_is_in_recovery()`, t.evidence.args...).Scan(&written, &standby)
 			if askErr == nil && written {
 				return nil
 			}
@@ -302,7 +310,7 @@ func (s *Store) settle(ctx context.Context, t *tx, err error) error {
 // together with them: one statement sees the rows as they were when it began. A standby does not know: it may be behind.
 func (s *Store) ended(ctx context.Context, xid string) (bool, error) {
 	var status *string
-	err := s.pool.QueryRow(ctx, `
+	err := s.health.QueryRow(ctx, `
 		SELECT CASE WHEN pg_is_in_recovery() THEN 'in progress' ELSE pg_xact_status($1::text::xid8) END`, xid).Scan(&status)
 	if sqlState(err) == stateInvalidParameter {
 		return true, nil // "in the future": the server has crashed and has not given the number to anybody yet

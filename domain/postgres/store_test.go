@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,6 +19,7 @@ import (
 
 	"fencepost/domain"
 	"fencepost/domain/postgres"
+	"fencepost/domain/postgres/pgproxy"
 	"fencepost/domain/postgres/postgrestest"
 )
 
@@ -847,6 +850,41 @@ func TestCancelled(t *testing.T) {
 	})
 }
 
+// A request to cancel that was lost on its way may still arrive. The next query must not be the one that it meets, nor fail
+// because the connection has been closed for that reason.
+func TestCancelIsLost(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.item(t, "a", 10, domain.FencingEnforced)
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = silent.Close() })
+	server, err := url.Parse(w.db.ServiceURL)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	var armed atomic.Bool
+	through := postgrestest.NewProxy(t, w.db.ServiceURL, func(p *pgproxy.Proxy, r pgproxy.Request) pgproxy.Verdict {
+		if strings.Contains(r.Statement, "items") && armed.CompareAndSwap(true, false) {
+			p.Route(silent.Addr().String())
+			cancel()
+			lost, err := silent.Accept() // the request, of which the server does not hear
+			if assert.NoError(t, err) {
+				t.Cleanup(func() { _ = lost.Close() })
+			}
+			p.Route(server.Host)
+		}
+		return pgproxy.Pass
+	})
+	store, err := postgres.Open(t.Context(), through.URL, postgres.Options{MaxConns: 1, Log: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	t.Cleanup(store.Close)
+	armed.Store(true)
+	_, _ = store.Item(ctx, "a") // it has its answer all the same
+	require.False(t, armed.Load())
+	_, err = store.Item(t.Context(), "a")
+	require.NoError(t, err, "somebody else's query")
+}
+
 // The server ends a circle of waits by aborting one of those in it. Who is aborted tries again, and nobody notices.
 func TestDeadlockIsRetried(t *testing.T) {
 	t.Parallel()
@@ -930,8 +968,14 @@ func TestOpenRefuses(t *testing.T) {
 	require.ErrorContains(t, open(db.OwnerURL), "connect as fencepost_service")
 	require.ErrorContains(t, open(postgrestest.Empty(t).ServiceURL), "run 'fencepost migrate'")
 	require.ErrorContains(t, open("postgres://%"), "database URL")
+	serializable, err := url.Parse(db.ServiceURL)
+	require.NoError(t, err)
+	query := serializable.Query()
+	query.Set("default_transaction_isolation", "serializable")
+	serializable.RawQuery = query.Encode()
+	require.ErrorContains(t, open(serializable.String()), "SET default_transaction_isolation = 'read committed'")
 
-	err := open("postgres://me:secret@127.0.0.1:1/fencepost?sslmode=disable")
+	err = open("postgres://me:secret@127.0.0.1:1/fencepost?sslmode=disable")
 	require.ErrorIs(t, err, domain.ErrUnavailable)
 	require.ErrorContains(t, err, "PostgreSQL")
 	require.ErrorContains(t, err, "127.0.0.1:1")

@@ -30,7 +30,7 @@ type tx struct {
 	conn     *pgx.Conn             // of pooled
 	xid      string                // the transaction's number, by which its fate can be asked for later
 	evidence *evidence             // a row that is there if and only if the transaction has committed; nil if it wrote none
-	waited   time.Duration         // for presenting, and with that for row locks
+	waited   time.Duration         // for a connection, and for row locks
 	failed   error                 // what broke the transaction for everybody in it
 	turns    map[domain.Key]*int64 // of the fences to which a grant was presented; none where fencing is off
 	skipped  map[domain.Key]bool   // grants that were not presented, because somebody else had locked the row
@@ -69,21 +69,24 @@ func inLedger(key domain.Key, entry uuid.UUID) *evidence {
 	return &evidence{`SELECT FROM ledger WHERE resource = $1 AND entry = $2`, []any{key, entry}}
 }
 
-// open takes a connection, begins a transaction, presents the grants, and reads what gather asks for. gather is called when
-// the locks are held, those in the transaction's own rows as well: for what it asks for before, there is no round trip of its
-// own.
+// open takes a connection, begins a transaction, presents the grants, and reads what gather asks for. gather is called before
+// the transaction begins, unless that draws a lock, and again when it has presented. What is asked for the first time is
+// read in the round trip that presents; the rest costs one more.
 func (t *tx) open(ctx context.Context, gather func(presented bool) reads) (err error) {
-	if t.pooled, err = t.store.acquire(ctx, t.lockWait); err != nil {
+	began := time.Now()
+	t.pooled, err = t.store.acquire(ctx, t.lockWait)
+	t.waited += time.Since(began)
+	if err != nil {
 		return err
 	}
 	t.conn = t.pooled.Conn()
-	var wanted reads
-	if !t.rowLocks() {
-		wanted = gather(false)
+	if t.rowLocks() {
+		began := time.Now()
+		err = t.begin(ctx, reads{})
+		t.waited += time.Since(began)
+	} else {
+		err = t.begin(ctx, gather(false))
 	}
-	began := time.Now()
-	err = t.begin(ctx, wanted)
-	t.waited += time.Since(began)
 	if err != nil {
 		return err
 	}
@@ -110,8 +113,8 @@ func (t *tx) rowLocks() bool {
 	return slices.ContainsFunc(t.grants, func(g domain.Grant) bool { return g.RowLock })
 }
 
-// run runs one section, unless it has an answer already or its row was skipped. What a section that fails has put is taken back, so that the others
-// in the transaction never see it.
+// run runs one section, unless it has an answer already or its row was skipped. What a section that fails has put is taken
+// back, so that the others in the transaction never see it.
 func (t *tx) run(ctx context.Context, section domain.Section) error {
 	if slices.ContainsFunc(section.Keys, func(key domain.Key) bool { return t.skipped[key] }) {
 		return domain.ErrRowLocked
@@ -157,13 +160,17 @@ func (t *tx) Slow(ctx context.Context, step func(context.Context) error) error {
 		return t.failed
 	}
 	t.end(ctx)
-	if err := step(ctx); err != nil {
-		return err
+	stepErr := step(ctx)
+	if stepErr != nil && !domain.Final(stepErr) {
+		return stepErr
 	}
-	// Not the section's own error: a refusal has to be recorded and may be healed, and a transaction that the server aborted
+	// Also for a step whose refusal is final: it is an answer, which is kept for the request's key. The failure is not the
+	// section's own error: a refusal by the fence has to be recorded and may be healed, and a transaction that the server aborted
 	// is tried again.
-	t.failed = t.open(ctx, nothing)
-	return t.failed
+	if t.failed = t.open(ctx, nothing); t.failed != nil {
+		return t.failed
+	}
+	return stepErr
 }
 
 // begin opens the transaction, presents the grants, and only then reads: their items and coupons, and what else is asked
