@@ -38,10 +38,10 @@ const (
 
 func (s *server) demoRoutes() []route {
 	return []route{
-		{http.MethodGet, pathDemo, admin, s.demo},
-		{http.MethodPost, pathDemo + "/items/:sku/reservations", admin, s.demoReserve},
-		{http.MethodPost, pathDemo + "/items/:sku/strategy", admin, s.demoSwitch},
-		{http.MethodPost, pathDemo + "/lab/:fault", admin, s.demoFault},
+		{http.MethodGet, pathDemo, admin, s.demo, nil},
+		{http.MethodPost, pathDemo + "/items/:sku/reservations", admin, s.demoReserve, nil},
+		{http.MethodPost, pathDemo + "/items/:sku/strategy", admin, s.demoSwitch, nil},
+		{http.MethodPost, pathDemo + "/lab/:fault", admin, s.demoFault, nil},
 	}
 }
 

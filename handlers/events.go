@@ -88,11 +88,7 @@ var alwaysReady = func() <-chan struct{} {
 // position is where a reader goes on: behind the last event that it has read, or behind the newest one. gap tells that this is
 // not where it wants to.
 func (s *server) position(c echo.Context) (last uint64, gap bool, err error) {
-	query, err := readQuery(c, "last_event_id") // scripts cannot set the header of an EventSource
-	if err != nil {
-		return 0, false, err
-	}
-	id := query["last_event_id"]
+	id := queryOf(c)["last_event_id"] // scripts cannot set the header of an EventSource
 	if header := c.Request().Header.Get("Last-Event-ID"); header != "" {
 		id = header // a browser that comes back by itself; its address has not changed
 	}

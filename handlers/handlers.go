@@ -74,40 +74,41 @@ type route struct {
 	method, path string
 	role         role
 	handle       echo.HandlerFunc
+	query        []string // the parameters it knows
 }
 
 func (s *server) routes() []route {
 	routes := []route{
-		{http.MethodPost, "/v1/items", admin, s.createItem},
-		{http.MethodGet, "/v1/items", client, s.items},
-		{http.MethodGet, "/v1/items/:sku", client, s.item},
-		{http.MethodPost, "/v1/items/:sku/restocks", admin, s.restock},
-		{http.MethodPost, "/v1/items/:sku/reservations", client, s.reserve},
-		{http.MethodPost, "/v1/orders", client, s.order},
-		{http.MethodGet, "/v1/reservations/:id", client, s.reservation},
-		{http.MethodPost, "/v1/reservations/:id/confirm", client, s.confirm},
-		{http.MethodPost, "/v1/reservations/:id/release", client, s.release},
-		{http.MethodPost, "/v1/coupons", admin, s.createCoupon},
-		{http.MethodGet, "/v1/coupons/:code", admin, s.coupon},
-		{http.MethodPost, "/v1/coupons/:code/redemptions", client, s.redeem},
-		{http.MethodPost, "/v1/redemptions/:id/rollback", client, s.rollback},
-		{http.MethodGet, "/v1/strategies", client, s.strategies},
-		{http.MethodGet, "/v1/audit", admin, s.audit},
-		{http.MethodGet, pathEvents, admin, s.events}, // it shows everybody's reservations
-		{http.MethodGet, "/metrics", client, echo.WrapHandler(s.Metrics.Handler(s.Log))},
-		{http.MethodGet, pathHealth, anybody, s.healthz},
-		{http.MethodGet, "/readyz", anybody, s.readyz},
-		{http.MethodGet, "/openapi.yaml", anybody, s.openapi},
+		{http.MethodPost, "/v1/items", admin, s.createItem, nil},
+		{http.MethodGet, "/v1/items", client, s.items, []string{"cursor", "limit"}},
+		{http.MethodGet, "/v1/items/:sku", client, s.item, nil},
+		{http.MethodPost, "/v1/items/:sku/restocks", admin, s.restock, nil},
+		{http.MethodPost, "/v1/items/:sku/reservations", client, s.reserve, nil},
+		{http.MethodPost, "/v1/orders", client, s.order, nil},
+		{http.MethodGet, "/v1/reservations/:id", client, s.reservation, nil},
+		{http.MethodPost, "/v1/reservations/:id/confirm", client, s.confirm, nil},
+		{http.MethodPost, "/v1/reservations/:id/release", client, s.release, nil},
+		{http.MethodPost, "/v1/coupons", admin, s.createCoupon, nil},
+		{http.MethodGet, "/v1/coupons/:code", admin, s.coupon, nil},
+		{http.MethodPost, "/v1/coupons/:code/redemptions", client, s.redeem, nil},
+		{http.MethodPost, "/v1/redemptions/:id/rollback", client, s.rollback, nil},
+		{http.MethodGet, "/v1/strategies", client, s.strategies, nil},
+		{http.MethodGet, "/v1/audit", admin, s.audit, []string{"resource", "cursor", "limit"}},
+		{http.MethodGet, pathEvents, admin, s.events, []string{"last_event_id"}}, // it shows everybody's reservations
+		{http.MethodGet, "/metrics", client, echo.WrapHandler(s.Metrics.Handler(s.Log)), nil},
+		{http.MethodGet, pathHealth, anybody, s.healthz, nil},
+		{http.MethodGet, "/readyz", anybody, s.readyz, nil},
+		{http.MethodGet, "/openapi.yaml", anybody, s.openapi, nil},
 	}
 	if s.Authenticate == nil {
 		// Where the other instances are is nobody's business on the open net; the page of a demonstration needs it.
-		routes = append(routes, route{http.MethodGet, "/v1/instances", anybody, s.instances})
+		routes = append(routes, route{http.MethodGet, "/v1/instances", anybody, s.instances, nil})
 	}
 	if s.Demo != nil {
 		routes = append(routes, s.demoRoutes()...)
 	}
 	for path, file := range s.Page {
-		routes = append(routes, route{http.MethodGet, path, anybody, echo.WrapHandler(file)})
+		routes = append(routes, route{http.MethodGet, path, anybody, echo.WrapHandler(file), nil})
 	}
 	return routes
 }
@@ -149,9 +150,9 @@ func New(c Config) http.Handler {
 	e.Pre(decodedPath)
 	e.Use(s.observe, s.secure, s.ownHost, s.shareAcrossInstances(crossOrigin), s.limit)
 	for _, r := range s.routes() {
-		e.Add(r.method, r.path, r.handle, s.allow(r.role))
+		e.Add(r.method, r.path, r.handle, s.allow(r.role), strict(r.query))
 		if r.method == http.MethodGet {
-			e.HEAD(r.path, r.handle, s.allow(r.role)) // net/http leaves the body out
+			e.HEAD(r.path, r.handle, s.allow(r.role), strict(r.query)) // net/http leaves the body out
 		}
 	}
 	return e

@@ -110,11 +110,7 @@ func (s *server) createItem(c echo.Context) error {
 }
 
 func (s *server) items(c echo.Context) error {
-	query, err := readQuery(c, "cursor", "limit")
-	if err != nil {
-		return err
-	}
-	page, err := pageOf(query)
+	page, err := pageOf(queryOf(c))
 	if err != nil {
 		return err
 	}

@@ -206,12 +206,12 @@ func (s *server) allow(needed role) echo.MiddlewareFunc {
 			if err != nil {
 				return err
 			}
+			c.Set(keyCaller, caller)
+			if err := s.take(c, caller); err != nil { // also of what is going to be forbidden, which is work as well
+				return err
+			}
 			if needed == admin && !caller.Admin {
 				return errForbidden
-			}
-			c.Set(keyCaller, caller)
-			if err := s.take(c, caller); err != nil {
-				return err
 			}
 			return next(c)
 		}

@@ -168,6 +168,25 @@ func TestQuotaOfEveryOperation(t *testing.T) {
 		assert.Equal(t, !open, w.Code == http.StatusTooManyRequests, route)
 		assert.Equal(t, !open, w.Header().Get("RateLimit") != "", route)
 		assert.Zero(t, m.sections+m.made, route)
+		w = call(h, method, path, "", "Authorization", "Bearer "+shopKey)
+		assert.Equal(t, !open, w.Code == http.StatusTooManyRequests, "%s: also where the key is of no use", route)
+	})
+}
+
+// A parameter that an operation does not know is refused before anything is done: it may be a misspelt one, or a field of the body
+// in the wrong place.
+func TestUnknownParameterOfEveryOperation(t *testing.T) {
+	t.Parallel()
+	operations(func(route string, op *openapi3.Operation) {
+		method, path, _ := strings.Cut(route, " ")
+		if !strings.HasPrefix(path, "/v1/") {
+			return
+		}
+		m := newMemory()
+		p := problemOf(t, call(newHandler(m), method, path+"?ttl_seconds=5", ""))
+		assert.Equal(t, "ttl_seconds", p.Field, route)
+		assert.Zero(t, m.sections+m.made, route)
+		assert.NotNil(t, op.Responses.Status(http.StatusUnprocessableEntity), route)
 	})
 }
 

@@ -11,6 +11,29 @@ import (
 	"fencepost/domain"
 )
 
+const keyQuery = "query"
+
+// strict reads the query of a route of the API, which knows these parameters, before anything is done. Other routes are not
+// bothered: the page keeps its settings there.
+func strict(known []string) echo.MiddlewareFunc {
+	return func(next echo.HandlerFunc) echo.HandlerFunc {
+		return func(c echo.Context) error {
+			if !ofAPI(c) {
+				return next(c)
+			}
+			query, err := readQuery(c, known...)
+			if err != nil {
+				return err
+			}
+			c.Set(keyQuery, query)
+			return next(c)
+		}
+	}
+}
+
+// queryOf is what strict has read.
+func queryOf(c echo.Context) map[string]string { return c.Get(keyQuery).(map[string]string) }
+
 // readQuery reads the query as strictly as bodies are read: a misspelt parameter would otherwise ask for everything.
 func readQuery(c echo.Context, known ...string) (map[string]string, error) {
 	all, err := url.ParseQuery(c.Request().URL.RawQuery)

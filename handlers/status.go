@@ -87,12 +87,10 @@ func AuditJSON(r domain.AuditRow) any { return auditOf(r) }
 
 // audit answers 200 whatever the verdict is: the audit itself has worked.
 func (s *server) audit(c echo.Context) error {
-	query, err := readQuery(c, "resource", "cursor", "limit")
-	if err != nil {
-		return err
-	}
+	query := queryOf(c)
 	var rows []domain.AuditRow
 	var next string
+	var err error
 	if resource, one := query["resource"]; one {
 		if len(query) > 1 {
 			return domain.Invalid("resource", "must be given alone: it has no pages")
