@@ -135,7 +135,7 @@ func scopeOf(kind domain.Kind) domain.Scope {
 
 // Ready tells whether this instance can do its work: its strategies are in charge and their servers answer.
 func (g *Guard) Ready(ctx context.Context) error {
-	shared, _, err := g.db.Reigns(ctx)
+	shared, err := g.db.Reigns(ctx)
 	if err != nil {
 		return err
 	}
@@ -156,7 +156,11 @@ func (g *Guard) Ready(ctx context.Context) error {
 
 // Strategies describes every strategy that this instance knows, as it is now.
 func (g *Guard) Strategies(ctx context.Context) ([]domain.StrategyStatus, error) {
-	shared, own, err := g.db.Reigns(ctx)
+	shared, err := g.db.Reigns(ctx)
+	if err != nil {
+		return nil, err
+	}
+	own, err := g.db.OwnReigns(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -33,7 +33,8 @@ type Database interface {
 	// Fenced tells whether fencing is enforced for the resource of this name, or for any of the scope.
 	Fenced(ctx context.Context, scope domain.Scope) (bool, error)
 	RaiseEpoch(ctx context.Context, scope domain.Scope, from int64) (domain.Authority, error)
-	Reigns(ctx context.Context) (shared []domain.Authority, own map[string]int64, err error)
+	Reigns(ctx context.Context) ([]domain.Authority, error)  // over the two shared scopes
+	OwnReigns(ctx context.Context) (map[string]int64, error) // per strategy, the resources with an authority of their own
 	RecordRefusal(ctx context.Context, r domain.Refusal) error
 }
 

@@ -68,14 +68,14 @@ type Config struct {
 	SweepInterval time.Duration `env:"FENCEPOST_SWEEP_INTERVAL" default:"1s" help:"How often to look for holds that have expired (${default})."`
 	AnswerTTL     time.Duration `env:"FENCEPOST_ANSWER_TTL" default:"24h" help:"How long the answer to a request with an Idempotency-Key can be had again (${default}). The request is never carried out again."`
 
-	ReviewTime time.Duration `env:"FENCEPOST_REVIEW_TIME" default:"0s" help:"How long a simulated fraud check takes while the lock is held, between read and write. For demonstrations; 0 is none."`
+	ReviewTime time.Duration `env:"FENCEPOST_REVIEW_TIME" default:"0s" help:"How long a simulated fraud check takes while the lock is held, between read and write. For demonstrations; 0 is none. Under postgres PostgreSQL ends the transaction after 5s."`
 
 	Demo   string `env:"FENCEPOST_DEMO" default:"off" placeholder:"off|on" help:"Whether the page may pause, switch and break things (${default}). On needs FENCEPOST_AUTH=off, and with that a loopback address; there is no way to open it to a network."`
 	LabURL string `name:"lab-url" env:"FENCEPOST_LAB_URL" placeholder:"URL" help:"The laboratory that runs the servers and does the faults of the demonstration."`
 
 	Instances       []string      `env:"FENCEPOST_INSTANCES" placeholder:"URL,URL" help:"Base URLs of all instances: a page that one of them served may call the others."`
 	DrainDelay      time.Duration `env:"FENCEPOST_DRAIN_DELAY" default:"1s" help:"How long /readyz says no before the service stops listening."`
-	ShutdownTimeout time.Duration `env:"FENCEPOST_SHUTDOWN_TIMEOUT" default:"15s" help:"How long requests may take to finish after SIGTERM."`
+	ShutdownTimeout time.Duration `env:"FENCEPOST_SHUTDOWN_TIMEOUT" default:"40s" help:"How long requests may take to finish after SIGTERM. The longest there can be is one whose COMMIT gets no answer."`
 	AuditInterval   time.Duration `env:"FENCEPOST_AUDIT_INTERVAL" default:"1m" help:"How long after the last time the metrics of the database are brought up to date, among them what is oversold; 0 is never."`
 	LogFormat       string        `env:"FENCEPOST_LOG_FORMAT" default:"text" placeholder:"text|json" help:"The form of the log (${default})."`
 	LogLevel        string        `env:"FENCEPOST_LOG_LEVEL" default:"info" placeholder:"LEVEL" help:"The least important lines to log: debug, info, warn or error (${default})."`

@@ -68,7 +68,7 @@ func watchDatabase(ctx context.Context, store *postgres.Store, metrics *observe.
 func lookAtReigns(ctx context.Context, store *postgres.Store, metrics *observe.Metrics) error {
 	ctx, cancel := context.WithTimeout(ctx, reignsTimeout)
 	defer cancel()
-	shared, _, err := store.Reigns(ctx)
+	shared, err := store.Reigns(ctx)
 	for _, a := range shared {
 		metrics.Epoch(a)
 	}

@@ -1,6 +1,7 @@
 package postgres_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -60,6 +61,19 @@ func TestKeys(t *testing.T) {
 	owner := postgrestest.Connect(t, db.OwnerURL)
 	require.NoError(t, owner.QueryRow(ctx, `SELECT count(*) > 0 FROM api_keys k WHERE k::text LIKE '%' || $1 || '%'`, shop).Scan(&found))
 	assert.False(t, found)
+}
+
+// What cannot be a key is refused without a query: the store is closed.
+func TestNoKeyAtAll(t *testing.T) {
+	t.Parallel()
+	store := postgrestest.New(t).Store(t, 1)
+	store.Close()
+	_, err := store.Keys().Authenticate(t.Context(), "fp_"+strings.Repeat("a", 43))
+	require.NotErrorIs(t, err, domain.ErrNotFound)
+	for _, key := range []string{"", "x", "fp_", strings.Repeat("a", 46), "fp_" + strings.Repeat("a", 44), "fp_" + strings.Repeat("a", 42) + "\n"} {
+		_, err := store.Keys().Authenticate(t.Context(), key)
+		require.ErrorIs(t, err, domain.ErrNotFound, "%q", key)
+	}
 }
 
 // A key is found by the beginning of its digest. That it is the same key is decided by the whole.

@@ -385,22 +385,28 @@ func (s *Store) RaiseEpoch(ctx context.Context, scope domain.Scope, from int64) 
 		`SELECT `+authorityColumns+` FROM raise_epoch($1, $2) WHERE scope IS NOT NULL`, scope, from)
 }
 
-// Reigns lists the authorities of the two shared scopes, and counts, per strategy, the resources that have one of their own.
-func (s *Store) Reigns(ctx context.Context) ([]domain.Authority, map[string]int64, error) {
+// Reigns lists the authorities of the two shared scopes. It is asked whenever somebody wants to know whether an instance is ready,
+// so it costs the same however many resources there are.
+func (s *Store) Reigns(ctx context.Context) ([]domain.Authority, error) {
 	rows, _ := s.health.Query(ctx, `SELECT `+authorityColumns+` FROM authorities WHERE scope IN ('inventory', 'coupons') ORDER BY scope`)
 	shared, err := pgx.CollectRows(rows, scanAuthority)
 	if err != nil {
-		return nil, nil, fmt.Errorf("reading the authorities: %w", domainError(ctx, err))
+		return nil, fmt.Errorf("reading the authorities: %w", domainError(ctx, err))
 	}
+	return shared, nil
+}
+
+// OwnReigns counts, per strategy, the resources that have an authority of their own.
+func (s *Store) OwnReigns(ctx context.Context) (map[string]int64, error) {
 	own := map[string]int64{}
 	// A resource that went back to the authority of its kind has left its own behind: the fence says whom it follows.
-	rows, _ = s.health.Query(ctx, `
+	rows, _ := s.health.Query(ctx, `
 		SELECT a.strategy, count(*) FROM authorities a JOIN fences f ON (f.resource, f.scope) = (a.scope, a.scope) GROUP BY a.strategy`)
 	var strategy string
 	var count int64
-	_, err = pgx.ForEachRow(rows, []any{&strategy, &count}, func() error { own[strategy] = count; return nil })
+	_, err := pgx.ForEachRow(rows, []any{&strategy, &count}, func() error { own[strategy] = count; return nil })
 	if err != nil {
-		return nil, nil, fmt.Errorf("counting the authorities: %w", domainError(ctx, err))
+		return nil, fmt.Errorf("counting the authorities: %w", domainError(ctx, err))
 	}
-	return shared, own, nil
+	return own, nil
 }

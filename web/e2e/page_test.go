@@ -315,6 +315,7 @@ func TestLogic(t *testing.T) {
 		`a.serverTiming('lock;dur=1.5, db;desc="x";dur=3', 'db')`:           `3`,
 		`a.serverTiming(null, 'db') === undefined`:                          `true`,
 		`w.fencingFor({name: 'x', fences: true}, 'off').fencing`:            `"off"`,
+		`w.quoted("it's $(x)")`:                                             `"'it'\\''s $(x)'"`,
 		// The same seed gives the same order, another one another.
 		`[1, 1, 2].map((seed) => u.shuffled([1, 2, 3, 4, 5, 6], u.seeded(seed)).join('')).map((o, i, all) => o === all[0])`: `[true,true,false]`,
 		// Answers and count that differ are told, whichever way.

@@ -85,7 +85,8 @@ export class Fleet {
         const response = await fetch(`${m.url}/v1/events`, {
           headers, cache: 'no-store', credentials: 'omit', signal: AbortSignal.any([over, silent.signal]),
         });
-        if (response.status >= 400 && response.status < 500) return this.#now(m, 'none');
+        const later = response.status === 408 || response.status === 429; // there are too many readers, or requests, just now
+        if (response.status >= 400 && response.status < 500 && !later) return this.#now(m, 'none');
         if (!response.ok || !response.body) throw new Error(`status ${response.status}`);
         this.#now(m, 'live');
         pause = shortestPauseMs;

@@ -12,7 +12,7 @@ import { Player } from './player.js';
 import { fromText, longestLink, pack, toText, unpack } from './recording.js';
 import { Run } from './run.js';
 import { stories } from './stories.js';
-import { fencingFor, kindOf, troubles, units, verdict } from './words.js';
+import { fencingFor, kindOf, quoted, troubles, underWay, units, verdict } from './words.js';
 
 /** @typedef {import('./words.js').Strategy} Strategy */
 /** @typedef {import('./faults.js').Demo} Demo */
@@ -211,7 +211,7 @@ async function readHash() {
   const packed = hash.get('replay');
   if (packed) {
     try {
-      player.load(await unpack(packed));
+      show(await unpack(packed));
     } catch (cause) {
       remark = cause instanceof Error ? cause.message : String(cause);
       draw();
@@ -223,6 +223,15 @@ async function readHash() {
     await guide.open(story);
     await guide.goTo(Number(hash.get('step') ?? 0));
   }
+}
+
+/**
+ * Shows a recording in place of what is there. Not while a race is under way: what happens in it would be added to the recording.
+ * @param {import('./reducer.js').Event[]} events
+ */
+function show(events) {
+  if (taken() || run.busy) throw new Error(underWay);
+  player.load(events);
 }
 
 // --- Drawing -----------------------------------------------------------------------------------------------------------
@@ -325,11 +334,12 @@ function drawCurl() {
   const sku = player.state.sku || 'chair';
   const auth = key.value ? " \\\n  -H 'Authorization: Bearer …'" : '';
   const json = " \\\n  -H 'Content-Type: application/json'";
-  const item = JSON.stringify({ sku, name: 'Prize', stock: s.stock || 1, lock: { strategy: s.strategy || 'postgres', fencing: s.fencing } });
+  const item = quoted(JSON.stringify({ sku, name: 'Prize', stock: s.stock || 1, lock: { strategy: s.strategy || 'postgres', fencing: s.fencing } }));
+  const name = encodeURIComponent(sku);
   setText($('curl'), [
-    `curl -X POST ${location.origin}/v1/items${auth}${json} \\\n  -d '${item}'`,
-    `curl -i -X POST ${location.origin}/v1/items/${sku}/reservations${auth}${json} \\\n  -d '{"quantity":1,"customer_id":"you"}'`,
-    `curl '${location.origin}/v1/audit?resource=item/${sku}'${auth}`,
+    `curl -X POST ${location.origin}/v1/items${auth}${json} \\\n  -d ${item}`,
+    `curl -i -X POST ${quoted(`${location.origin}/v1/items/${name}/reservations`)}${auth}${json} \\\n  -d '{"quantity":1,"customer_id":"you"}'`,
+    `curl ${quoted(`${location.origin}/v1/audit?resource=item/${name}`)}${auth}`,
   ].join('\n'));
 }
 
@@ -420,7 +430,7 @@ input('load').addEventListener('change', async () => {
   const file = input('load').files?.[0];
   if (!file) return;
   try {
-    player.load(fromText(await file.text()));
+    show(fromText(await file.text()));
     setText($('share-text'), `${file.name} is shown.`);
   } catch (cause) {
     setText($('share-text'), cause instanceof Error ? cause.message : String(cause));

@@ -142,8 +142,8 @@ export const stories = [
     steps: [
       {
         title: '90 buyers, 20 units, no lock',
-        say: 'Each request reads the stock, decides, and writes the new stock back. Nobody waits for anybody. Then PostgreSQL counts what was really promised.',
-        act: (stage) => stage.rush('No lock, 90 buyers', 'none', 'off', 3),
+        say: 'Each request reads the stock, decides, and writes the new stock back. Between read and write there are 20 ms, such as a fraud check takes. Nobody waits for anybody. Then PostgreSQL counts what was really promised.',
+        act: (stage) => stage.rush('No lock, 90 buyers', 'none', 'off', 3, 20),
       },
       {
         title: 'The same with two buyers and one unit',
@@ -161,7 +161,7 @@ export const stories = [
     steps: [
       {
         title: 'One server',
-        say: 'A mutex in the process is enough as long as there is one process. All 90 buyers ask the same instance. Between read and write there are 20 ms, such as a fraud check takes.',
+        say: 'A mutex in the process is enough as long as there is one process. All 90 buyers ask the same instance. Between read and write there are 20 ms again.',
         act: (stage) => stage.rush('A mutex, one instance', 'local', 'off', 1, 20),
       },
       {

@@ -169,6 +169,14 @@ export function sentence(state, e) {
   }
 }
 
+/**
+ * A word of a shell, whatever is in it: what a recording says goes into lines that somebody pastes, and anybody can have made it.
+ * @param {string} text
+ */
+export function quoted(text) {
+  return `'${text.replaceAll("'", "'\\''")}'`;
+}
+
 export const underWay = 'A race is under way. Wait for its end, or reset it.';
 
 /**

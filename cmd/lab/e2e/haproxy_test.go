@@ -317,6 +317,7 @@ func TestBalancerDoesNotRepeat(t *testing.T) {
 			require.Equal(t, http.StatusBadGateway, last.status)
 			require.Equal(t, "outcome_unknown", last.Code)
 			require.Equal(t, test.key != "", last.Retryable)
+			require.Empty(t, last.later, "it would invite programs to send the request again by themselves")
 			if test.key != "" {
 				again := b.reserve(t, alone, item, test.key+strconv.Itoa(sent))
 				require.Equal(t, http.StatusCreated, again.status)
@@ -333,6 +334,7 @@ type post struct {
 	sent      time.Time
 	status    int
 	replayed  bool
+	later     string // Retry-After
 	ID, Code  string
 	Retryable bool
 }
@@ -360,6 +362,7 @@ func (b *balancer) reserve(t *testing.T, transport *http.Transport, item, key st
 		return post{sent: p.sent} // cut off
 	}
 	p.status, p.replayed = response.StatusCode, response.Header.Get("Idempotent-Replayed") == "true"
+	p.later = response.Header.Get("Retry-After")
 	return p
 }
 

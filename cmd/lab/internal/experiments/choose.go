@@ -11,10 +11,10 @@ import (
 
 // advice is when to choose a strategy. The figures in it are names of columns of which-one.
 var advice = []struct{ strategy, text string }{
-	{"postgres", "**Begin with `postgres`.** There is nothing else to run, nothing to expire and no clock to trust, and a crash is felt for {crash}: {rate} answers/s on one hot item, p99 {p99}. What it costs is a connection for each who waits, so keep slow steps out of the lock."},
-	{"redis", "**`redis`** when something slow has to happen under the lock, or when waiting must not hold connections: {rate} answers/s, p99 {p99}, and the least latency of all lock servers. After a crash the next one waits for the end of the term ({crash} here). Without its Redis it {one}; a failover may hand a lock out twice, and the fence sorts that out."},
+	{"postgres", "**Begin with `postgres`.** There is nothing else to run, nothing to expire and no clock to trust, and a crash is felt for {crash}: {rate} answers/s on one hot item, p99 {p99}. What it costs is a connection for each transaction that waits, so keep slow steps out of the lock."},
+	{"redis", "**`redis`** when something slow has to happen under the lock, or when waiting must not hold connections: {rate} answers/s, p99 {p99}, and of all lock servers the one that answers fastest when nobody else wants the lock. After a crash the next one waits for the end of the term ({crash} here). Without its Redis it {one}; a failover may hand a lock out twice, and the fence sorts that out."},
 	{"redlock", "**`redlock`** when the lock must survive the loss of a Redis without a failover: with one of five lost it {one}, with most of them lost it {most}. It is {rate} answers/s and p99 {p99}, and five servers to run. It needs the fence no less than one Redis does."},
-	{"zookeeper", "**`zookeeper`** when there is an ensemble already, or when waiters must be served in the order in which they came: {rate} answers/s, p99 {p99}. Without its leader it {one}, without a majority it {most}; a holder that has crashed is noticed when its session ends ({crash} here)."},
+	{"zookeeper", "**`zookeeper`** when there is an ensemble already, or when instances that wait should get the lock in the order in which they asked for it: {rate} answers/s, p99 {p99}. Without its leader it {one}, without a majority it {most}; a holder that has crashed is noticed when its session ends ({crash} here)."},
 	{"local", "**`local` and `none`** are for seeing what goes wrong. Of 100 units, two instances have sold {sold} with a mutex in each."},
 }
 
