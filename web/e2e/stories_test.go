@@ -156,6 +156,16 @@ func TestReplay(t *testing.T) {
 	broken := open(t)
 	broken.visit(link[:len(link)/2])
 	broken.wait(`document.querySelector('#notice').innerText.includes('no recording that can be read')`)
+
+	// Over a race that is under way nothing is opened: what happens in it would be added to the recording.
+	for id, value := range map[string]int{"buyers": 2, "stock": 2, "slow": 1000} {
+		evaluate[any](p, fmt.Sprintf(`document.querySelector('#%s').value = %d`, id, value))
+	}
+	p.click("#start")
+	p.wait(`document.querySelector('#verdict').dataset.tone === 'busy'`)
+	evaluate[any](p, fmt.Sprintf(`location.hash = %q`, link[strings.Index(link, "#"):]))
+	p.wait(`document.querySelector('#share-text').innerText.includes('A race is under way')`)
+	p.wait(`document.querySelector('#verdict-text').innerText === 'Sold 2 of 2. Oversold 0.'`)
 	p.clean(urls...)
 	other.clean(urls...)
 }
@@ -242,6 +252,6 @@ func TestBuying(t *testing.T) {
 	p.click("#buy")
 	p.wait(`document.querySelector('#verdict-text').innerText === 'Sold 4 of 5. Oversold 0.'`)
 	require.Contains(t, p.text("#buy-text"), "201 created, token 1.")
-	require.Regexp(t, `curl -i -X POST http://127\.0\.0\.1:\d+/v1/items/race-1-\S+/reservations `, p.text("#curl"))
+	require.Regexp(t, `curl -i -X POST 'http://127\.0\.0\.1:\d+/v1/items/race-1-\S+/reservations' `, p.text("#curl"))
 	p.clean(urls...)
 }

@@ -209,9 +209,9 @@ function readAddress() {
 async function readHash() {
   const hash = new URLSearchParams(location.hash.slice(1));
   const packed = hash.get('replay');
-  if (packed) {
+  if (packed && mayOpen()) {
     try {
-      show(await unpack(packed));
+      player.load(await unpack(packed));
     } catch (cause) {
       remark = cause instanceof Error ? cause.message : String(cause);
       draw();
@@ -225,13 +225,11 @@ async function readHash() {
   }
 }
 
-/**
- * Shows a recording in place of what is there. Not while a race is under way: what happens in it would be added to the recording.
- * @param {import('./reducer.js').Event[]} events
- */
-function show(events) {
-  if (taken() || run.busy) throw new Error(underWay);
-  player.load(events);
+/** Whether a recording may take the place of what is shown. Not while a race is under way, which would be added to it. */
+function mayOpen() {
+  if (!taken() && !run.busy) return true;
+  setText($('share-text'), underWay);
+  return false;
 }
 
 // --- Drawing -----------------------------------------------------------------------------------------------------------
@@ -430,12 +428,15 @@ input('load').addEventListener('change', async () => {
   const file = input('load').files?.[0];
   if (!file) return;
   try {
-    show(fromText(await file.text()));
+    const events = fromText(await file.text());
+    if (!mayOpen()) return;
+    player.load(events);
     setText($('share-text'), `${file.name} is shown.`);
   } catch (cause) {
     setText($('share-text'), cause instanceof Error ? cause.message : String(cause));
+  } finally {
+    input('load').value = ''; // the same file may be chosen again
   }
-  input('load').value = '';
 });
 button('copy').addEventListener('click', () => copy($('curl').textContent ?? '', $('buy-text'), 'The curl lines are copied.'));
 button('buy').addEventListener('click', async () => {
