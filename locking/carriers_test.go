@@ -145,6 +145,14 @@ func share(t *testing.T, d *sharing, l *locks, keys ...domain.Key) map[domain.Ke
 	return outcomes
 }
 
+// doing runs sections under the guard.
+func doing(g *locking.Guard) func(ctx context.Context, key domain.Key, run func()) error {
+	return func(ctx context.Context, key domain.Key, run func()) error {
+		_, err := g.Do(ctx, domain.Section{Keys: []domain.Key{key}, Run: func(context.Context, domain.Tx) error { run(); return nil }})
+		return err
+	}
+}
+
 // Keys that wait for the same transaction have it together, in byte order, and each gets its own outcome.
 func TestKeysShareATransaction(t *testing.T) {
 	t.Parallel()
@@ -265,10 +273,7 @@ func testLeavingALockedRow(t *testing.T) {
 		d := &sharing{locked: "item/locked"}
 		g := newGuard(d, &locks{}, func(o *locking.Options, _ *locking.Backend) { o.MaxTransactions = 1 })
 		end := make(chan struct{})
-		do := func(ctx context.Context, key domain.Key, run func()) error {
-			_, err := g.Do(ctx, domain.Section{Keys: []domain.Key{key}, Run: func(context.Context, domain.Tx) error { run(); return nil }})
-			return err
-		}
+		do := doing(g)
 		var group sync.WaitGroup
 		group.Go(func() { assert.NoError(t, do(t.Context(), "item/first", func() { <-end })) })
 		synctest.Wait() // until it has the only transaction
@@ -317,10 +322,7 @@ func TestALeftKeyHarmsNoOther(t *testing.T) {
 		d := &sharing{}
 		g := newGuard(d, &locks{}, func(o *locking.Options, _ *locking.Backend) { o.MaxTransactions = 1 })
 		end := make(chan struct{})
-		do := func(ctx context.Context, key domain.Key, run func()) error {
-			_, err := g.Do(ctx, domain.Section{Keys: []domain.Key{key}, Run: func(context.Context, domain.Tx) error { run(); return nil }})
-			return err
-		}
+		do := doing(g)
 		var group sync.WaitGroup
 		group.Go(func() { assert.NoError(t, do(t.Context(), "item/first", func() { <-end })) })
 		synctest.Wait() // until it has the only transaction
