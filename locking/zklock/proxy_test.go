@@ -34,6 +34,7 @@ const (
 	opExists      operation = 3
 	opGetData     operation = 4 // with a watch
 	opGetChildren operation = 12
+	opMulti       operation = 14
 )
 
 // plan is what happens at the next request of an operation.

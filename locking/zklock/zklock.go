@@ -36,6 +36,7 @@ import (
 
 	"github.com/go-zookeeper/zk"
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 
 	"fencepost/domain"
 	"fencepost/locking"
@@ -53,9 +54,10 @@ const TLS = "tls://"
 
 // Locker takes leases in a ZooKeeper ensemble.
 type Locker struct {
-	client *client
-	acl    []zk.ACL
-	log    *slog.Logger
+	client    *client
+	deletions deletions
+	acl       []zk.ACL
+	log       *slog.Logger
 }
 
 var _ locking.Locker = (*Locker)(nil)
@@ -71,6 +73,7 @@ func Open(servers []string, auth string, term time.Duration, log *slog.Logger) (
 		return nil, errors.New("the credentials for ZooKeeper are not user:password")
 	}
 	l := &Locker{client: newClient(servers, term, auth, log), acl: zk.WorldACL(zk.PermAll), log: log}
+	l.deletions.conn = func() *zk.Conn { return l.client.conn }
 	if auth != "" {
 		l.acl = zk.AuthACL(zk.PermAll)
 	}
@@ -128,11 +131,25 @@ func (l *Locker) try(ctx context.Context, queue, id string) (lease *locking.Leas
 			go l.remove(node)
 		}
 	}()
+	// It looks for the node while it looks who stands before it: nearly always nobody does, and one round trip is saved.
+	var seen sighting
+	var looking errgroup.Group
+	looking.Go(func() (err error) {
+		seen, err = l.see(ctx, node, anyServer)
+		return err
+	})
 	waited, err := l.wait(ctx, queue, node)
+	lookErr := looking.Wait()
 	if err != nil {
 		return nil, err
 	}
-	if lease, err = l.grant(ctx, node); err == nil {
+	if waited {
+		seen, lookErr = l.see(ctx, node, anyServer)
+	}
+	if lookErr != nil {
+		return nil, lookErr
+	}
+	if lease, err = l.grant(node, seen); err == nil {
 		lease.Waited = waited
 	}
 	return lease, err
@@ -208,7 +225,7 @@ func (l *Locker) remove(node string) error {
 	tries := 0
 	_, err := retry(l.client.life, l.client, keepTrying, func(session) (struct{}, error) {
 		tries++
-		return struct{}{}, l.client.conn.Delete(node, -1)
+		return struct{}{}, l.deletions.send(node)
 	})
 	switch {
 	case errors.Is(err, zk.ErrNoNode) && tries == 1:
@@ -316,11 +333,7 @@ func (l *Locker) see(ctx context.Context, node string, of authority) (sighting, 
 }
 
 // grant makes the lease of a node that is the first of its queue.
-func (l *Locker) grant(ctx context.Context, node string) (*locking.Lease, error) {
-	seen, err := l.see(ctx, node, anyServer)
-	if err != nil {
-		return nil, err
-	}
+func (l *Locker) grant(node string, seen sighting) (*locking.Lease, error) {
 	if time.Until(seen.until) < seen.session.timeout/4 {
 		return nil, fmt.Errorf("%w: ZooKeeper took too long to answer for a session of %s", domain.ErrLockLost, seen.session.timeout)
 	}

@@ -238,6 +238,56 @@ func TestCutConnection(t *testing.T) {
 	}
 }
 
+// Locks that are given back while another deletion is under way go together. Each has its own answer, whatever becomes of the
+// request: one whose node is gone has lost its lock, and the others have not.
+func TestDeletionsGoTogether(t *testing.T) {
+	t.Parallel()
+	const together = 20
+	for _, story := range []string{"all are there", "one is gone", string(cutBefore), string(cutAfter)} {
+		t.Run(story, func(t *testing.T) {
+			t.Parallel()
+			p, conn := newProxy(t, server()), observer(t)
+			l := openLocker(t, p.address(), longTerm)
+			first := acquire(t, l, newKey())
+			var keys []domain.Key
+			var leases []*locking.Lease
+			for range together {
+				keys = append(keys, newKey())
+				leases = append(leases, acquire(t, l, keys[len(keys)-1]))
+			}
+			reached, letGo := make(chan struct{}), make(chan struct{})
+			p.at(opDelete, delayed, func() { close(reached); <-letGo })
+			var group sync.WaitGroup
+			errs := make([]error, together)
+			group.Go(func() { assert.NoError(t, first.Release(within(t, patience))) })
+			await(t, "the first deletion is under way", reached)
+			for i, lease := range leases {
+				group.Go(func() { errs[i] = lease.Release(within(t, patience)) })
+			}
+			require.Eventually(t, func() bool { return l.Waiting() == together }, patience, time.Millisecond)
+			when := delayed
+			switch story {
+			case "one is gone":
+				require.NoError(t, conn.Delete(queue(keys[3])+"/"+children(t, conn, keys[3])[0], -1))
+			case string(cutBefore), string(cutAfter):
+				when = moment(story)
+			}
+			sent := p.at(opMulti, when, nil)
+			close(letGo)
+			await(t, "they go together", sent)
+			group.Wait()
+			for i, err := range errs {
+				if story == "one is gone" && i == 3 {
+					assert.ErrorIs(t, err, domain.ErrLockLost)
+				} else {
+					assert.NoError(t, err, i)
+				}
+				requireEmpty(t, conn, keys[i])
+			}
+		})
+	}
+}
+
 // The reply to the create is lost, and then the connection breaks again while the node is searched: it is found all the
 // same, and not made a second time.
 func TestLostCreateIsFound(t *testing.T) {

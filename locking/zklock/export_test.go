@@ -1,0 +1,8 @@
+package zklock
+
+// Waiting is how many deletions wait for the request that is under way.
+func (l *Locker) Waiting() int {
+	l.deletions.mu.Lock()
+	defer l.deletions.mu.Unlock()
+	return len(l.deletions.waiting)
+}
