@@ -125,7 +125,8 @@ func (g *Guard) Do(ctx context.Context, section domain.Section) (receipt domain.
 	return receipt, err
 }
 
-// Wait returns when every lock has been given back. No section may be begun any more.
+// Wait returns when every lock has been given back, or is to be given back in the background to a server that is away. No
+// section may be begun any more.
 func (g *Guard) Wait() { g.queues.serving.Wait() }
 
 // once runs the section one time. wait is the part of ctx in which the locks have to come free. retry means that nothing was

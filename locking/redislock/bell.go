@@ -52,9 +52,10 @@ func newBell(log *slog.Logger, servers ...server) *bell {
 }
 
 // listen returns a channel that receives when it is this waiter's turn to try again. behind says that others of this process
-// were waiting before it: the first of them tries, and whoever leaves wakes the next, so this one need not try before it is woken.
-// stop must be called, when the waiter has the lock or has given up. Then the next one is woken: a waiter that was rung and ended before it could try would take
-// the ring with it, and the others would sleep beside a free lock. One that has the lock costs the next a try in vain.
+// were waiting before it: the first of them tries, and whoever leaves wakes the next, so this one need not try before it is
+// woken. stop must be called, when the waiter has the lock or has given up. Then the next one is woken: a waiter that was
+// rung and ended before it could try would take the ring with it, and the others would sleep beside a free lock. One that has
+// the lock costs the next a try in vain.
 func (b *bell) listen(channel string) (rung <-chan struct{}, behind bool, stop func()) {
 	mine := make(chan struct{}, 1)
 	b.mu.Lock()

@@ -239,7 +239,9 @@ func (l *Locker) unavailable(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%w (%w)", context.Cause(ctx), err)
 	}
-	if errors.Is(err, redis.Nil) { // which no script and no key of ours answers
+	// No script of ours answers that, and a key of ours only between a FLUSHALL and the next try: it is the client's word for
+	// Sentinels that do not know the master.
+	if errors.Is(err, redis.Nil) {
 		err = errors.New("no Sentinel that answers knows a master of this name")
 	}
 	return &domain.UnavailableError{Server: "Redis", Err: fmt.Errorf("%s: %w", l.server.addr, err)}

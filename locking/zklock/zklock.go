@@ -62,9 +62,9 @@ type Locker struct {
 
 var _ locking.Locker = (*Locker)(nil)
 
-// Open makes the backend for the ensemble of servers (host:port, with TLS before it or not). It does not need them to answer yet. term is the session
-// time-out to ask for; the servers have bounds of their own, and a lease's term is what they grant. auth is empty or
-// user:password; with it, nobody else can read or change the nodes.
+// Open makes the backend for the ensemble of servers (host:port, with TLS before it or not). It does not need them to answer
+// yet. term is the session time-out to ask for; the servers have bounds of their own, and a lease's term is what they grant.
+// auth is empty or user:password; with it, nobody else can read or change the nodes.
 func Open(servers []string, auth string, term time.Duration, log *slog.Logger) (*locking.Backend, error) {
 	if len(servers) == 0 {
 		return nil, errors.New("the ensemble has no servers")
@@ -164,7 +164,7 @@ func (l *Locker) create(ctx context.Context, queue, id string) (node string, err
 		}
 		node, err = l.client.conn.Create(queue+"/"+id+"-", nil, zk.FlagEphemeralSequential, l.acl)
 		if errors.Is(err, zk.ErrNoNode) {
-			if err := l.createParents(ctx, root, queue); err != nil {
+			if err := l.createQueue(ctx, queue); err != nil {
 				return "", err
 			}
 			continue
@@ -178,13 +178,14 @@ func (l *Locker) create(ctx context.Context, queue, id string) (node string, err
 	}
 }
 
-func (l *Locker) createParents(ctx context.Context, nodes ...string) error {
-	for _, node := range nodes {
-		if err := l.createPersistent(ctx, node, nil); err != nil {
-			return err
+func (l *Locker) createQueue(ctx context.Context, queue string) error {
+	err := l.createPersistent(ctx, queue, nil)
+	if errors.Is(err, zk.ErrNoNode) { // these servers are new
+		if err = l.createPersistent(ctx, root, nil); err == nil {
+			err = l.createPersistent(ctx, queue, nil)
 		}
 	}
-	return nil
+	return err
 }
 
 // createPersistent makes a node that stays. One that is there is left as it is.
@@ -461,7 +462,7 @@ func (l *Locker) identify(ctx context.Context) (string, error) {
 	id, err := ask(ctx, l.client, giveUp, read)
 	if errors.Is(err, zk.ErrNoNode) {
 		id, err = bound(ctx, l.client, giveUp, func() ([]byte, error) {
-			err := l.createParents(ctx, root)
+			err := l.createPersistent(ctx, root, nil)
 			if err == nil {
 				err = l.createPersistent(ctx, identityNode, []byte(uuid.NewString()))
 			}

@@ -72,8 +72,8 @@ func (c *client) strategies(ctx context.Context, instances, names []string) (fou
 }
 
 // Compare holds the same race once for each of the strategies, with the fence enforced unless it is to be off. A strategy that
-// issues no tokens runs with the fence off in any case: it could not sell anything otherwise. When ctx ends, the reports are those of the races that were held; so they are
-// when there is an error. begin is told of each race before it is held, and done of its report.
+// issues no tokens runs with the fence off in any case: it could not sell anything otherwise. When ctx ends, or there is an
+// error, the reports are those of the races that were held. begin is told of each race before it is held, and done of its report.
 func Compare(ctx context.Context, o Options, names []string, begin func(strategy string), done func(Report)) (reports []Report, err error) {
 	c := newClient(o.Key, 1, o.Patience)
 	defer c.CloseIdleConnections()
