@@ -58,10 +58,10 @@ func runZookeeperWatches(ctx context.Context, r *Run) error {
 		answers[i] = buyAside(ctx, instance, sku)
 	}
 	looks := int64(0) // which ZooKeeper counts as well
-	err = until(ctx, "each has made its node, looked at the line, and set its watch", func() (bool, error) {
+	err = until(ctx, "each has made its node, looked for it and at the line, and set its watch", func() (bool, error) {
 		looks++
 		received, _, err := r.packets(ctx)
-		return received-base-looks >= 3*waiters, err
+		return received-base-looks >= 4*waiters, err
 	})
 	if err != nil {
 		return err
