@@ -145,12 +145,18 @@ func share(t *testing.T, d *sharing, l *locks, keys ...domain.Key) map[domain.Ke
 	return outcomes
 }
 
-// doing runs sections under the guard.
-func doing(g *locking.Guard) func(ctx context.Context, key domain.Key, run func()) error {
-	return func(ctx context.Context, key domain.Key, run func()) error {
+// occupied is a guard whose only transaction a section for item/first has until end is closed, and do runs a section under it.
+func occupied(t *testing.T, d *sharing) (g *locking.Guard, do func(context.Context, domain.Key, func()) error, end chan struct{}) {
+	t.Helper()
+	g = newGuard(d, &locks{}, func(o *locking.Options, _ *locking.Backend) { o.MaxTransactions = 1 })
+	do = func(ctx context.Context, key domain.Key, run func()) error {
 		_, err := g.Do(ctx, domain.Section{Keys: []domain.Key{key}, Run: func(context.Context, domain.Tx) error { run(); return nil }})
 		return err
 	}
+	end = make(chan struct{})
+	go func() { assert.NoError(t, do(t.Context(), "item/first", func() { <-end })) }()
+	synctest.Wait() // until it has the transaction
+	return g, do, end
 }
 
 // Keys that wait for the same transaction have it together, in byte order, and each gets its own outcome.
@@ -271,12 +277,8 @@ func testLeavingALockedRow(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		d := &sharing{locked: "item/locked"}
-		g := newGuard(d, &locks{}, func(o *locking.Options, _ *locking.Backend) { o.MaxTransactions = 1 })
-		end := make(chan struct{})
-		do := doing(g)
+		g, do, end := occupied(t, d)
 		var group sync.WaitGroup
-		group.Go(func() { assert.NoError(t, do(t.Context(), "item/first", func() { <-end })) })
-		synctest.Wait() // until it has the only transaction
 		ctx, leave := context.WithCancel(t.Context())
 		group.Go(func() {
 			assert.ErrorIs(t, do(ctx, "item/locked", func() { t.Error("it has run without its row") }), context.Canceled)
@@ -320,12 +322,8 @@ func TestALeftKeyHarmsNoOther(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		d := &sharing{}
-		g := newGuard(d, &locks{}, func(o *locking.Options, _ *locking.Backend) { o.MaxTransactions = 1 })
-		end := make(chan struct{})
-		do := doing(g)
+		g, do, end := occupied(t, d)
 		var group sync.WaitGroup
-		group.Go(func() { assert.NoError(t, do(t.Context(), "item/first", func() { <-end })) })
-		synctest.Wait() // until it has the only transaction
 		ctx, leave := context.WithCancel(t.Context())
 		group.Go(func() {
 			assert.ErrorIs(t, do(ctx, "item/left", func() { t.Error("it has run although its caller had left") }), context.Canceled)

@@ -202,7 +202,7 @@ func TestComingWhileItBegins(t *testing.T) {
 			}
 		}
 		d.before = func() error {
-			time.Sleep(time.Second) // of the bubble's time
+			time.Sleep(time.Second) // of the bubble's time: how long a batch takes, which the next one waits
 			return nil
 		}
 		one(0)
@@ -229,7 +229,7 @@ func TestTurnEnds(t *testing.T) {
 			d, l := &database{}, newLock()
 			l.waited = waited
 			d.before = func() error {
-				time.Sleep(3 * time.Second) // of the bubble's time
+				time.Sleep(3 * time.Second) // of the bubble's time: how long a batch takes; two of them are longer than a turn
 				return nil
 			}
 			g := newGuard(d, l, func(o *locking.Options, b *locking.Backend) { o.MaxBatch, b.HandOver = 2, handOver })
@@ -405,7 +405,7 @@ func TestQueueTimesOut(t *testing.T) {
 				assert.ErrorIs(t, err, domain.ErrLockTimeout)
 				assert.Equal(t, patient, time.Since(began))
 			})
-			time.Sleep(patient / 4) // of the bubble's time
+			time.Sleep(patient / 4) // of the bubble's time: so that each comes, and has to go, at another moment
 		}
 		group.Wait()
 		g.Wait()
