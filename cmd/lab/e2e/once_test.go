@@ -57,14 +57,16 @@ func (k keyed) sendOnce(ctx context.Context, client *http.Client, url string) re
 	return reply{response.StatusCode, response.Header.Get("Location"), string(body), response.Header.Get("Idempotent-Replayed") == "true"}
 }
 
-// send tries the instances in turn.
-func (k keyed) send(ctx context.Context, client *http.Client, urls []string) reply {
-	for i := rand.IntN(len(urls)); ctx.Err() == nil; i++ {
-		if r := k.sendOnce(ctx, client, urls[i%len(urls)]); r.final() {
-			return r
+// send tries the instances in turn. When patience is over it returns the last answer that came, which says what is wrong.
+func (k keyed) send(ctx context.Context, client *http.Client, urls []string) (last reply) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for i := rand.IntN(len(urls)); ctx.Err() == nil && !last.final(); i++ {
+		if r := k.sendOnce(ctx, client, urls[i%len(urls)]); r.status != 0 {
+			last = r
 		}
 	}
-	return reply{}
+	return last
 }
 
 // manyConnections is a client for so many requests at once.
@@ -150,7 +152,7 @@ func TestInstancesAreKilled(t *testing.T) {
 	for worker := range 16 {
 		group.Go(func() {
 			for n := 0; ctx.Err() == nil; n++ {
-				request := keyed{"/v1/items/" + item + "/reservations", fmt.Sprintf("worker-%d-request-%d", worker, n), `{"quantity": 1}`}
+				request := keyed{"/v1/items/" + item + "/reservations", fmt.Sprintf("%s-worker-%d-request-%d", item, worker, n), `{"quantity": 1}`}
 				r := request.sendOnce(context.WithoutCancel(ctx), client, running[rand.IntN(len(running))].URL)
 				if !r.final() {
 					resent.Add(1)
