@@ -7,26 +7,27 @@ import (
 	"time"
 )
 
-// crowd remembers for which locks others were waiting when this process gave them back a moment ago. Whoever has just had the
+// crowd remembers how many others were waiting for a lock when this process gave it back a moment ago. Whoever has just had the
 // lock would be there before them each time, so it pauses before it asks again.
 type crowd struct {
 	pause time.Duration // at least; at most twice that
-	locks sync.Map      // names
+	locks sync.Map      // the number, by the lock's name
 }
 
 // How long the others have their chance.
 const crowdMemory = 64 * time.Millisecond
 
-func (c *crowd) note(lock string) {
-	if _, known := c.locks.Swap(lock, true); !known {
+func (c *crowd) note(lock string, others int64) {
+	if _, known := c.locks.Swap(lock, others); !known {
 		time.AfterFunc(crowdMemory, func() { c.locks.Delete(lock) })
 	}
 }
 
-// standAside lets those go first who were waiting, and tells whether there were any. An error means that ctx has ended.
-func (c *crowd) standAside(ctx context.Context, lock string) (bool, error) {
-	if _, noted := c.locks.LoadAndDelete(lock); !noted {
-		return false, nil
+// standAside lets those go first who were waiting, and tells how many they were. An error means that ctx has ended.
+func (c *crowd) standAside(ctx context.Context, lock string) (others int64, err error) {
+	noted, known := c.locks.LoadAndDelete(lock)
+	if !known {
+		return 0, nil
 	}
-	return true, sleep(ctx, c.pause+rand.N(c.pause))
+	return noted.(int64), sleep(ctx, c.pause+rand.N(c.pause))
 }

@@ -72,7 +72,7 @@ func Open(url string, ttl time.Duration, traces trace.TracerProvider, log *slog.
 // Acquire implements locking.Locker.
 func (l *Locker) Acquire(ctx context.Context, key domain.Key, id domain.GrantID) (*locking.Lease, error) {
 	n, value := namesOf(prefix, key), uuid.UUID(id).String()
-	waited, err := l.crowd.standAside(ctx, n.lock)
+	others, err := l.crowd.standAside(ctx, n.lock)
 	if err != nil {
 		return nil, err
 	}
@@ -82,7 +82,7 @@ func (l *Locker) Acquire(ctx context.Context, key domain.Key, id domain.GrantID)
 			return nil, err
 		}
 		if lease != nil {
-			lease.Waited = waited
+			lease.Waited = others > 0
 			return lease, nil
 		}
 	}
@@ -163,7 +163,7 @@ func (l *Locker) extend(ctx context.Context, n names, value string) (until time.
 func (l *Locker) release(ctx context.Context, n names, value string) error {
 	ours, awaited, err := l.server.release(ctx, n, value, uuid.NewString())
 	if awaited > 0 {
-		l.crowd.note(n.lock)
+		l.crowd.note(n.lock, awaited)
 	}
 	switch {
 	case err != nil:

@@ -116,10 +116,11 @@ func nodeTimeout(ttl time.Duration) time.Duration {
 // Acquire implements locking.Locker.
 func (l *Redlock) Acquire(ctx context.Context, key domain.Key, id domain.GrantID) (*locking.Lease, error) {
 	n := namesOf(redlockPrefix, key)
-	waited, err := l.crowd.standAside(ctx, n.lock) // they pause as well before they try
+	others, err := l.crowd.standAside(ctx, n.lock) // they pause as well before they try
 	if err != nil {
 		return nil, err
 	}
+	waited := others > 0
 	var rung <-chan struct{} // nil, so never received from, until this is a waiter
 	if l.bell.awaited(n.released) {
 		var behind bool
@@ -165,13 +166,17 @@ func (l *Redlock) Acquire(ctx context.Context, key domain.Key, id domain.GrantID
 		until, held := c.heldUntil()
 		if !held {
 			window = min(2*window, maxPause)
+			others = 0 // whoever was met is somebody else
 			continue
 		}
 		if err := await(ctx, rung, time.Until(until)); err != nil {
 			return nil, err
 		}
-		// The waiters of other instances were woken by the same ring, and it may not have reached every node yet.
 		window = minPause
+		if others == 1 {
+			continue // most likely it had the lock, and nobody else was woken
+		}
+		// The waiters of other instances were woken by the same ring, and it may not have reached every node yet.
 		if err := sleep(ctx, rand.N(window)); err != nil {
 			return nil, err
 		}
@@ -427,7 +432,7 @@ func (c *claim) releaseAt(ctx context.Context, i int, ring string) (ours bool, e
 		_, err = c.l.nodes[i].call(ctx, func(ctx context.Context, s server) error {
 			var awaited int64
 			if ours, awaited, err = s.release(ctx, c.names, c.owner, ring); awaited > 0 {
-				c.l.crowd.note(c.names.lock)
+				c.l.crowd.note(c.names.lock, awaited)
 			}
 			return err
 		})

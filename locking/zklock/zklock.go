@@ -83,7 +83,7 @@ func Open(servers []string, auth string, term time.Duration, log *slog.Logger) (
 		Fences:   true,
 		Server:   l.client.String(),
 		Locker:   l,
-		HandOver: 5 * time.Millisecond,
+		HandOver: 4 * time.Millisecond,
 		Identify: l.identify,
 		Close:    l.client.close,
 	}, nil
@@ -131,23 +131,9 @@ func (l *Locker) try(ctx context.Context, queue, id string) (lease *locking.Leas
 			go l.remove(node)
 		}
 	}()
-	// It looks for the node while it looks who stands before it: nearly always nobody does, and one round trip is saved.
-	var seen sighting
-	var looking errgroup.Group
-	looking.Go(func() (err error) {
-		seen, err = l.see(ctx, node, anyServer)
-		return err
-	})
-	waited, err := l.wait(ctx, queue, node)
-	lookErr := looking.Wait()
+	seen, waited, err := l.wait(ctx, queue, node)
 	if err != nil {
 		return nil, err
-	}
-	if waited {
-		seen, lookErr = l.see(ctx, node, anyServer)
-	}
-	if lookErr != nil {
-		return nil, lookErr
 	}
 	if lease, err = l.grant(node, seen); err == nil {
 		lease.Waited = waited
@@ -239,13 +225,13 @@ func (l *Locker) remove(node string) error {
 	return err
 }
 
-// wait returns when our node is the first of its queue. Servers that are away for a while do not end it: we keep our place
-// as long as the session does. waited is false if it was the first from the start.
-func (l *Locker) wait(ctx context.Context, queue, node string) (waited bool, err error) {
+// wait returns when our node is the first of its queue, and was seen there. Servers that are away for a while do not end it:
+// we keep our place as long as the session does. waited is false if it was the first from the start.
+func (l *Locker) wait(ctx context.Context, queue, node string) (seen sighting, waited bool, err error) {
 	for ; ; waited = true {
-		line, err := l.line(ctx, keepTrying, queue)
-		if err != nil {
-			return waited, err
+		var line []string
+		if line, seen, err = l.look(ctx, queue, node); err != nil {
+			return seen, waited, err
 		}
 		place := -1
 		for i, name := range line {
@@ -255,9 +241,9 @@ func (l *Locker) wait(ctx context.Context, queue, node string) (waited bool, err
 		}
 		switch place {
 		case -1:
-			return waited, errNodeGone
+			return seen, waited, errNodeGone
 		case 0:
-			return waited, nil
+			return seen, waited, nil
 		}
 		// The one before us only. If all watched the holder, each release would wake them all. By its data and not by its
 		// existence: a watch for a node that is not there would stay at the server for good, because names do not return.
@@ -269,14 +255,29 @@ func (l *Locker) wait(ctx context.Context, queue, node string) (waited bool, err
 			continue
 		}
 		if err != nil {
-			return waited, err
+			return seen, waited, err
 		}
 		select {
 		case <-changed: // deleted, or the session is over; which one, the next look tells
 		case <-ctx.Done():
-			return waited, context.Cause(ctx)
+			return seen, waited, context.Cause(ctx)
 		}
 	}
+}
+
+// look asks who stands in the queue, and for our node at the same time: nearly always nobody stands before it by then, neither
+// when it was just made nor when the one before it was deleted, and the lock is had one round trip earlier.
+func (l *Locker) look(ctx context.Context, queue, node string) (line []string, seen sighting, err error) {
+	var seeing errgroup.Group
+	seeing.Go(func() (err error) {
+		seen, err = l.see(ctx, node, anyServer)
+		return err
+	})
+	line, err = l.line(ctx, keepTrying, queue)
+	if seeErr := seeing.Wait(); err == nil {
+		err = seeErr
+	}
+	return line, seen, err
 }
 
 // line is who stands in the queue, the holder first.
