@@ -99,7 +99,8 @@ type Section struct {
 // Collect says which sections run in a transaction. It is called when there is a connection, and once more when the
 // transaction has presented its grants, with presented set; one that takes row locks presents first. What it returns runs after
 // what it has returned before, which it does not return again, not even to another try of the transaction. So who comes while
-// the server is asked need not wait for the next one.
+// the server is asked need not wait for the next one. The second call may wait for somebody to come, for no longer than a lock
+// would take to change hands.
 type Collect func(presented bool) []Section
 
 // Only collects these sections.

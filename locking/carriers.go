@@ -113,6 +113,13 @@ func (c *carriers) board(ctx context.Context, l *load) ([]*load, error) {
 	return <-l.drive, nil // it is on a carrier already
 }
 
+// spare tells whether a transaction may begin that waits for somebody to carry: another one is left for those who have come.
+func (c *carriers) spare() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.limit == 0 || c.underWay+1 < c.limit
+}
+
 // alight lets those who wait have the next carrier.
 func (c *carriers) alight() {
 	c.mu.Lock()

@@ -139,7 +139,23 @@ func (q *queue) turn(ctx context.Context) {
 	}
 	defer h.end() // after the answers: nobody has to wait for it
 	turn, pause := h.keep()
-	for began := time.Now(); q.waits(ctx, h, pause) && q.run(ctx, h) && time.Since(began) < turn; {
+	single := false // the last batch was one caller, who had come in a pause
+	for began := time.Now(); ; {
+		came := q.waits(ctx, h, 0)
+		var patience time.Duration
+		switch {
+		case !came && single && q.guard.carriers.spare():
+			// One client sends a request after the other. So the next transaction begins while he is away, and he has to wait
+			// for little more than its COMMIT. Of several clients it would take only the first to come.
+			patience = pause
+		case !came && !q.waits(ctx, h, pause):
+			return
+		}
+		served, more := q.run(ctx, h, patience)
+		if !more || time.Since(began) >= turn {
+			return
+		}
+		single = !came && served == 1
 	}
 }
 
@@ -147,7 +163,7 @@ func (q *queue) turn(ctx context.Context) {
 // it when it was taken: then long, because those who come meanwhile wait for it once, and after that are somebody else who
 // has asked. Else only so long that handing over is a small part of what is done.
 const (
-	turnAlone   = 20
+	turnAlone   = 30
 	turnInTurns = 10
 )
 
@@ -220,8 +236,9 @@ func (q *queue) fail(ctx context.Context, err error) {
 	}
 }
 
-// run runs a batch and answers its callers. It returns false if the hold is of no more use.
-func (q *queue) run(ctx context.Context, h *hold) bool {
+// run runs a batch and answers its callers. It returns how many they were, and false if the hold is of no more use. When nobody
+// has come by the time the grant is presented, it waits for somebody for as long as patience says.
+func (q *queue) run(ctx context.Context, h *hold, patience time.Duration) (served int, more bool) {
 	limit := q.guard.maxBatch
 	if !h.excludes {
 		limit = 1 // the strategy was changed while they waited; a lock that does not exclude must not look as if it did
@@ -229,7 +246,10 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 	bounded, cancel := context.WithTimeoutCause(h.section, q.guard.lockWait+transactionTimeout, errSilent)
 	defer cancel()
 	var batch []*call
-	receipt, outcomes, retry, err := q.transact(bounded, h, func(bool) []domain.Section {
+	receipt, outcomes, retry, err := q.transact(bounded, h, func(presented bool) []domain.Section {
+		if presented && len(batch) == 0 {
+			q.waits(ctx, h, patience)
+		}
 		joining := q.next(ctx, limit-len(batch))
 		batch = append(batch, joining...)
 		sections := make([]domain.Section, len(joining))
@@ -243,18 +263,20 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 		batch = nil
 	})
 	switch {
+	case len(batch) == 0 && patience > 0: // nobody has come; whoever does now gets a turn of his own
+		return 0, false
 	case len(batch) == 0 && (retry || h.section.Err() != nil) && ctx.Err() == nil && q.tries < maxTries-1:
 		q.tries++ // nobody's section has begun, and under another hold it can: the lock was lost, or its epoch is over
-		return false
+		return 0, false
 	case len(batch) == 0 && err != nil:
 		q.fail(ctx, err)
-		return false
+		return 0, false
 	case len(batch) == 0: // all have left
-		return true
+		return 0, true
 	case retry:
 		// Each by its own count: who came last must not fail because the one before him has tried so often.
 		if batch, outcomes = q.tryAgain(batch), nil; len(batch) == 0 {
-			return false
+			return 0, false
 		}
 	}
 	if len(outcomes) == 0 {
@@ -275,7 +297,7 @@ func (q *queue) run(ctx context.Context, h *hold) bool {
 		}
 		close(c.done)
 	}
-	return err == nil
+	return len(batch), err == nil
 }
 
 // tryAgain puts those back that may try once more, and returns the others.

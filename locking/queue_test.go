@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -229,7 +230,7 @@ func TestTurnEnds(t *testing.T) {
 			d, l := &database{}, newLock()
 			l.waited = waited
 			d.before = func() error {
-				time.Sleep(3 * time.Second) // of the bubble's time: how long a batch takes; two of them are longer than a turn
+				time.Sleep(4 * time.Second) // of the bubble's time: how long a batch takes; two of them are longer than a turn
 				return nil
 			}
 			g := newGuard(d, l, func(o *locking.Options, b *locking.Backend) { o.MaxBatch, b.HandOver = 2, handOver })
@@ -248,10 +249,73 @@ func TestTurnEnds(t *testing.T) {
 			began := time.Now()
 			_, err := do(g, nothing)
 			require.NoError(t, err)
-			assert.Equal(t, 3*time.Second, time.Since(began))
+			assert.Equal(t, 4*time.Second, time.Since(began))
 			began = time.Now()
 			g.Wait()
 			assert.Equal(t, 250*time.Millisecond, time.Since(began), "it is kept for who comes next")
+		})
+	}
+}
+
+// A client that sends one request after the other finds the transaction begun. When he does not come any more it ends, and with it
+// the turn; what becomes of it then is nobody's error.
+func TestTransactionBeginsAhead(t *testing.T) {
+	t.Parallel()
+	const begins, pause, failing = 400 * time.Millisecond, time.Second, time.Second
+	synctest.Test(t, func(t *testing.T) {
+		d, l := &database{begun: func() { time.Sleep(begins) }}, newLock()
+		d.before = func() error {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			if d.batches[len(d.batches)-1] > 0 {
+				return nil
+			}
+			time.Sleep(failing)
+			return errors.New("boom")
+		}
+		g := newGuard(d, l, func(_ *locking.Options, b *locking.Backend) { b.HandOver = pause })
+		took := func() time.Duration {
+			began := time.Now()
+			_, err := do(g, nothing)
+			require.NoError(t, err)
+			return time.Since(began)
+		}
+		for i, want := range []time.Duration{begins, begins, 0, 0} {
+			assert.Equal(t, want, took(), "request %d", i+1)
+			time.Sleep(pause / 2)
+		}
+		assert.EqualValues(t, 1, l.acquired.Load(), "they share a turn")
+		time.Sleep(pause) // the transaction that has begun ahead has waited in vain, and is about to fail
+		assert.Equal(t, begins+pause+failing-3*pause/2+begins, took(), "the end of that turn, and a new one")
+		assert.EqualValues(t, 2, l.acquired.Load())
+		g.Wait()
+		assert.Equal(t, []int{1, 1, 1, 1, 0, 1}, d.batches)
+	})
+}
+
+// For several clients it would begin with the first to come alone; and others must not wait for a transaction that waits.
+func TestTransactionDoesNotBeginAhead(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ clients, limit int }{{2, 0}, {1, 1}} {
+		synctest.Test(t, func(t *testing.T) {
+			var begun atomic.Int32
+			d := &database{begun: func() { begun.Add(1) }}
+			g := newGuard(d, newLock(), func(o *locking.Options, b *locking.Backend) {
+				o.MaxTransactions, b.HandOver = test.limit, time.Second
+			})
+			d.presenting = func() { time.Sleep(time.Millisecond) } // so that the second of two comes with the first
+			for range 4 {
+				var group sync.WaitGroup
+				queueUp(t, &group, test.clients, func(int) {
+					_, err := do(g, nothing)
+					assert.NoError(t, err)
+				})
+				group.Wait()
+				time.Sleep(time.Second / 2)
+			}
+			g.Wait()
+			assert.EqualValues(t, 4, begun.Load())
+			assert.Equal(t, slices.Repeat([]int{test.clients}, 4), d.batches)
 		})
 	}
 }

@@ -225,15 +225,20 @@ var errNothingToDo = errors.New("no section of the transaction has anything to w
 func (s *Store) transact(ctx context.Context, begin func() *tx, gather func(presented bool) reads, fn func(context.Context, *tx) error,
 ) (receipt domain.Receipt, err error) {
 	began := time.Now()
-	var waited time.Duration
+	var waited, gathering time.Duration
+	timed := func(presented bool) reads {
+		began := time.Now()
+		defer func() { gathering += time.Since(began) }() // it may wait for somebody to come, and that is nobody's
+		return gather(presented)
+	}
 	for try := 1; ; try++ {
-		receipt, err = begin().transact(ctx, gather, fn)
+		receipt, err = begin().transact(ctx, timed, fn)
 		waited += receipt.LockWait
 		if !aborted(err) || try == maxTries || pauseBeforeRetry(ctx, try) != nil {
 			break
 		}
 	}
-	receipt.LockWait, receipt.Database = waited, time.Since(began)-waited
+	receipt.LockWait, receipt.Database = waited, time.Since(began)-waited-gathering
 	return receipt, err
 }
 
