@@ -35,7 +35,17 @@ const (
 	opGetData     operation = 4 // with a watch
 	opGetChildren operation = 12
 	opMulti       operation = 14
+	opJoin        operation = -1 // one of several that begin with the creation of a node
 )
+
+// operationOf reads the operation of a request; that of the first of several is after its own.
+func operationOf(request []byte) operation {
+	op := operation(binary.BigEndian.Uint32(request[4:]))
+	if op == opMulti && operation(binary.BigEndian.Uint32(request[8:])) == opCreate {
+		return opJoin
+	}
+	return op
+}
 
 // plan is what happens at the next request of an operation.
 type plan struct {
@@ -160,7 +170,7 @@ func (p *proxy) serve(client net.Conn) {
 		if err != nil {
 			return
 		}
-		op := operation(binary.BigEndian.Uint32(request[4:]))
+		op := operationOf(request)
 		p.mu.Lock()
 		planned, ok := p.plans[op]
 		delete(p.plans, op)

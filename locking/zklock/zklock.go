@@ -116,11 +116,11 @@ func (l *Locker) Acquire(ctx context.Context, key domain.Key, id domain.GrantID)
 }
 
 func (l *Locker) try(ctx context.Context, queue, id string) (lease *locking.Lease, err error) {
-	node, err := bound(ctx, l.client, giveUp,
-		func() (string, error) { return l.create(ctx, queue, id) },
-		func(late string, _ error) {
-			if late != "" {
-				_ = l.remove(late)
+	p, err := bound(ctx, l.client, giveUp,
+		func() (place, error) { return l.create(ctx, queue, id) },
+		func(late place, _ error) {
+			if late.node != "" {
+				_ = l.remove(late.node)
 			}
 		})
 	if err != nil {
@@ -128,40 +128,72 @@ func (l *Locker) try(ctx context.Context, queue, id string) (lease *locking.Leas
 	}
 	defer func() {
 		if err != nil {
-			go l.remove(node)
+			go l.remove(p.node)
 		}
 	}()
-	seen, waited, err := l.wait(ctx, queue, node)
-	if err != nil {
-		return nil, err
+	waited := false
+	if !p.first {
+		if p.seen, waited, err = l.wait(ctx, queue, p.node); err != nil {
+			return nil, err
+		}
 	}
-	if lease, err = l.grant(node, seen); err == nil {
+	if lease, err = l.grant(p.node, p.seen); err == nil {
 		lease.Waited = waited
 	}
 	return lease, err
 }
 
+// place is a node of ours in a queue.
+type place struct {
+	node  string
+	first bool // it is known to be the first, and was seen there; if not, one has to look
+	seen  sighting
+}
+
 // create makes our node. When the reply was lost, it looks for the node until a server has answered, however long ctx has
 // been over: a node that nobody knows of would block the queue as long as the session lives.
-func (l *Locker) create(ctx context.Context, queue, id string) (node string, err error) {
+func (l *Locker) create(ctx context.Context, queue, id string) (p place, err error) {
 	for {
-		if _, err := l.client.ready(ctx, giveUp); err != nil {
-			return "", err
+		s, err := l.client.ready(ctx, giveUp)
+		if err != nil {
+			return p, err
 		}
-		node, err = l.client.conn.Create(queue+"/"+id+"-", nil, zk.FlagEphemeralSequential, l.acl)
+		p, err = l.createIn(s, queue, id)
 		if errors.Is(err, zk.ErrNoNode) {
 			if err := l.createQueue(ctx, queue); err != nil {
-				return "", err
+				return p, err
 			}
 			continue
 		}
 		if !uncertain(err) {
-			return node, err
+			return p, err
 		}
-		if node, err = l.find(queue, id); node != "" || err != nil {
-			return node, err
+		if p.node, err = l.find(queue, id); p.node != "" || err != nil {
+			return p, err
 		}
 	}
+}
+
+// createIn makes our node at the end of the queue, and has the server say in the same transaction what the queue is then. With
+// nobody else in it, as nearly always, nothing has to be asked any more. The queue's data are written for the sake of that answer
+// alone: it has the transaction's number, which is our node's, and counts the nodes. Nothing else that can be part of a
+// transaction is answered so.
+func (l *Locker) createIn(s session, queue, id string) (p place, err error) {
+	sent := time.Now()
+	answers, err := l.client.conn.Multi(
+		&zk.CreateRequest{Path: queue + "/" + id + "-", Acl: l.acl, Flags: zk.FlagEphemeralSequential},
+		&zk.SetDataRequest{Path: queue, Version: -1})
+	if err != nil {
+		return p, err
+	}
+	if len(answers) != 2 || answers[1].Stat == nil {
+		return p, zk.ErrAPIError
+	}
+	p.node = answers[0].String
+	p.seen = s.sighting(sent, answers[1].Stat.Mzxid)
+	// On the connection of then, so that the node is this session's.
+	p.first = answers[1].Stat.NumChildren == 1 && l.client.isOn(s)
+	return p, nil
 }
 
 func (l *Locker) createQueue(ctx context.Context, queue string) error {
@@ -327,11 +359,13 @@ func (l *Locker) see(ctx context.Context, node string, of authority) (sighting, 
 		case !exists, stat.EphemeralOwner != s.id: // of another session: this one has ended, or is going to
 			return sighting{}, errNodeGone
 		}
-		return sighting{
-			token: domain.Token(stat.Czxid), session: s,
-			until: sent.Add(s.timeout * 2 / 3), expires: sent.Add(s.timeout),
-		}, nil
+		return s.sighting(sent, stat.Czxid), nil
 	})
+}
+
+// sighting is what the answer to a request that was sent then is worth.
+func (s session) sighting(sent time.Time, created int64) sighting {
+	return sighting{token: domain.Token(created), session: s, until: sent.Add(s.timeout * 2 / 3), expires: sent.Add(s.timeout)}
 }
 
 // grant makes the lease of a node that is the first of its queue.

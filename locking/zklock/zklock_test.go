@@ -159,6 +159,30 @@ func TestNode(t *testing.T) {
 	require.NoError(t, second.Release(t.Context()))
 }
 
+// Who finds a queue empty has asked once. Who does not, or has lost the answer, looks.
+func TestFirstHasAskedOnce(t *testing.T) {
+	t.Parallel()
+	for _, story := range []string{"nobody else", "somebody else", "the answer is lost"} {
+		t.Run(story, func(t *testing.T) {
+			t.Parallel()
+			p, conn, key := newProxy(t, server()), observer(t), newKey()
+			l := openLocker(t, p.address(), longTerm)
+			require.NoError(t, acquire(t, l, key).Release(t.Context()))
+			var looked atomic.Bool
+			p.at(opExists, delayed, func() { looked.Store(true) })
+			switch story {
+			case "somebody else":
+				_, err := conn.Create(queue(key)+"/somebody", nil, 0, zk.WorldACL(zk.PermAll))
+				require.NoError(t, err)
+			case "the answer is lost":
+				p.at(opJoin, cutAfter, nil)
+			}
+			require.NoError(t, acquire(t, l, key).Release(t.Context()))
+			require.Equal(t, story != "nobody else", looked.Load())
+		})
+	}
+}
+
 // The term is what the server grants, which has bounds of its own.
 func TestTermIsGranted(t *testing.T) {
 	t.Parallel()
@@ -176,7 +200,7 @@ func TestTermIsGranted(t *testing.T) {
 func TestCutConnection(t *testing.T) {
 	t.Parallel()
 	for name, op := range map[string]operation{
-		"create": opCreate, "children": opGetChildren, "watch": opGetData, "token": opExists, "delete": opDelete,
+		"create": opJoin, "children": opGetChildren, "watch": opGetData, "token": opExists, "delete": opDelete,
 	} {
 		for _, when := range []moment{cutBefore, cutAfter} {
 			for _, leaves := range []bool{false, true} {
@@ -196,8 +220,8 @@ func TestCutConnection(t *testing.T) {
 					}
 
 					var before *locking.Lease
-					if op == opGetData {
-						before = acquire(t, others, key) // there is somebody to watch
+					if op == opGetData || op == opGetChildren || op == opExists {
+						before = acquire(t, others, key) // there is somebody to look for, and to watch
 					} else {
 						require.NoError(t, acquire(t, others, key).Release(t.Context())) // the queue is there
 					}
@@ -295,7 +319,7 @@ func TestLostCreateIsFound(t *testing.T) {
 	p, conn, key := newProxy(t, server()), observer(t), newKey()
 	l := openLocker(t, p.address(), longTerm)
 	require.NoError(t, acquire(t, l, key).Release(t.Context()))
-	p.at(opCreate, cutAfter, func() { p.at(opGetChildren, cutAfter, nil) })
+	p.at(opJoin, cutAfter, func() { p.at(opGetChildren, cutAfter, nil) })
 	lease := acquire(t, l, key)
 	names := children(t, conn, key)
 	require.Len(t, names, 1)
@@ -312,7 +336,7 @@ func TestLateCreateIsUndone(t *testing.T) {
 	require.NoError(t, acquire(t, l, key).Release(t.Context()))
 	resume := make(chan struct{})
 	ctx, leave := context.WithCancel(t.Context())
-	p.at(opCreate, delayed, func() { leave(); <-resume })
+	p.at(opJoin, delayed, func() { leave(); <-resume })
 	_, err := l.Acquire(ctx, key, newID())
 	require.ErrorIs(t, err, context.Canceled)
 	close(resume)
