@@ -263,14 +263,15 @@ func TestTransactionBeginsAhead(t *testing.T) {
 	t.Parallel()
 	const begins, pause, failing = 400 * time.Millisecond, time.Second, time.Second
 	synctest.Test(t, func(t *testing.T) {
-		d, l := &database{begun: func() { time.Sleep(begins) }}, newLock()
+		// All sleeps are of the bubble's time, which passes when everybody waits.
+		d, l := &database{begun: func() { time.Sleep(begins) }}, newLock() // how long BEGIN and presentation take
 		d.before = func() error {
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			if d.batches[len(d.batches)-1] > 0 {
 				return nil
 			}
-			time.Sleep(failing)
+			time.Sleep(failing) // how long the server takes to refuse
 			return errors.New("boom")
 		}
 		g := newGuard(d, l, func(_ *locking.Options, b *locking.Backend) { b.HandOver = pause })
@@ -282,7 +283,7 @@ func TestTransactionBeginsAhead(t *testing.T) {
 		}
 		for i, want := range []time.Duration{begins, begins, 0, 0} {
 			assert.Equal(t, want, took(), "request %d", i+1)
-			time.Sleep(pause / 2)
+			time.Sleep(pause / 2) // how long the client is away: for longer than BEGIN takes, and not for as long as it is waited for
 		}
 		assert.EqualValues(t, 1, l.acquired.Load(), "they share a turn")
 		time.Sleep(pause) // the transaction that has begun ahead has waited in vain, and is about to fail
@@ -303,7 +304,7 @@ func TestTransactionDoesNotBeginAhead(t *testing.T) {
 			g := newGuard(d, newLock(), func(o *locking.Options, b *locking.Backend) {
 				o.MaxTransactions, b.HandOver = test.limit, time.Second
 			})
-			d.presenting = func() { time.Sleep(time.Millisecond) } // so that the second of two comes with the first
+			d.presenting = func() { time.Sleep(time.Millisecond) } // of the bubble's time, so that the second of two comes with the first
 			for range 4 {
 				var group sync.WaitGroup
 				queueUp(t, &group, test.clients, func(int) {
@@ -311,7 +312,7 @@ func TestTransactionDoesNotBeginAhead(t *testing.T) {
 					assert.NoError(t, err)
 				})
 				group.Wait()
-				time.Sleep(time.Second / 2)
+				time.Sleep(time.Second / 2) // of the bubble's time: how long the clients are away, half of what they are waited for
 			}
 			g.Wait()
 			assert.EqualValues(t, 4, begun.Load())

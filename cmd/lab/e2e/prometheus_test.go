@@ -345,10 +345,10 @@ func (p *prometheus) until(t *testing.T, what, expression string) {
 	})
 }
 
-// untilSo waits for something to be so. The sleep is only between two looks.
+// untilSo waits for something to be so.
 func (p *prometheus) untilSo(t *testing.T, what string, so func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !so(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); !so(); time.Sleep(20 * time.Millisecond) { // only between two looks
 		require.True(t, time.Now().Before(deadline), "within %s not seen: %s", patience, what)
 	}
 }

@@ -169,8 +169,10 @@ func stopHolder(t *testing.T, strategy, fencing, review string, held func(statem
 	return s
 }
 
-// awaitTwoTerms returns when the holder has been stopped for so long. That takes time and nothing else.
-func (s *stoppedHolder) awaitTwoTerms() { time.Sleep(time.Until(s.stoppedAt.Add(2 * stoppedTerm))) }
+// awaitTwoTerms returns when the holder has been stopped for so long.
+func (s *stoppedHolder) awaitTwoTerms() {
+	time.Sleep(time.Until(s.stoppedAt.Add(2 * stoppedTerm))) // a pause is time that passes, and nothing tells its end
+}
 
 // session is what the holder's session is doing.
 func (s *stoppedHolder) session(t *testing.T) (state string) {
