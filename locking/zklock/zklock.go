@@ -217,25 +217,31 @@ func (l *Locker) createPersistent(ctx context.Context, node string, data []byte)
 	return err
 }
 
-// find looks for the node of a create whose reply was lost. The sync is for an ensemble: without it, a server that we have
-// come to since then could answer from before the create. For the same reason both answers must be from one server.
+// find looks for the node of a create whose reply was lost.
 func (l *Locker) find(queue, id string) (node string, err error) {
 	return retry(l.client.life, l.client, keepTrying, func(s session) (string, error) {
-		if _, err := l.client.conn.Sync(queue); err != nil {
-			return "", err
-		}
-		children, _, err := l.client.conn.Children(queue)
+		children, err := l.current(s, queue)
 		if name := withID(children, id); name != "" {
-			return queue + "/" + name, err
-		}
-		if !l.client.isOn(s) {
-			return "", zk.ErrConnectionClosed
-		}
-		if errors.Is(err, zk.ErrNoNode) {
-			return "", nil
+			return queue + "/" + name, nil
 		}
 		return "", err
 	})
+}
+
+// current is what is in the queue now. The sync is for an ensemble: without it, a server that we have come to could answer from
+// before something that we know of. For the same reason both answers must be from one server.
+func (l *Locker) current(s session, queue string) ([]string, error) {
+	if _, err := l.client.conn.Sync(queue); err != nil {
+		return nil, err
+	}
+	children, _, err := l.client.conn.Children(queue)
+	if !l.client.isOn(s) {
+		return nil, zk.ErrConnectionClosed
+	}
+	if errors.Is(err, zk.ErrNoNode) {
+		return nil, nil
+	}
+	return children, err
 }
 
 // remove deletes a node of ours and returns when it is gone for certain. It runs in the background of whoever has no time
@@ -460,26 +466,23 @@ func (h *held) remove() {
 
 // Break takes the lock away from whoever has it, as an operator would, and returns whether anybody had.
 func (l *Locker) Break(ctx context.Context, key domain.Key) (bool, error) {
-	_, err := ask(ctx, l.client, giveUp, func(session) (string, error) { // the line as it is, not as it was
-		return l.client.conn.Sync(queueOf(key))
+	queue, holder := queueOf(key), ""
+	held, err := ask(ctx, l.client, giveUp, func(s session) (bool, error) {
+		if holder == "" { // or else the answer to its deletion was lost, and the next one is not to lose his lock as well
+			children, err := l.current(s, queue)
+			line := inLine(children)
+			if err != nil || len(line) == 0 {
+				return false, err
+			}
+			holder = line[0]
+		}
+		err := l.client.conn.Delete(queue+"/"+holder, -1)
+		if errors.Is(err, zk.ErrNoNode) { // by a try before this one, or its holder was faster
+			err = nil
+		}
+		return err == nil, err
 	})
-	var line []string
-	if err == nil {
-		line, err = l.line(ctx, giveUp, queueOf(key))
-	}
-	if err != nil {
-		return false, l.explain(ctx, err)
-	}
-	if len(line) == 0 {
-		return false, nil
-	}
-	_, err = ask(ctx, l.client, giveUp, func(session) (struct{}, error) {
-		return struct{}{}, l.client.conn.Delete(queueOf(key)+"/"+line[0], -1)
-	})
-	if errors.Is(err, zk.ErrNoNode) {
-		return false, nil
-	}
-	return err == nil, l.explain(ctx, err)
+	return held, l.explain(ctx, err)
 }
 
 // How long the servers are given to say who they are: who wants to know waits for an answer, not for the servers.

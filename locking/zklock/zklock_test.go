@@ -348,6 +348,32 @@ func TestLateCreateIsUndone(t *testing.T) {
 	require.Empty(t, children(t, conn, key))
 }
 
+// The answer to Break's deletion is lost: the lock was broken, and the one who has it now keeps it.
+func TestBreakWithoutAnAnswer(t *testing.T) {
+	t.Parallel()
+	for _, when := range []moment{cutBefore, cutAfter} {
+		t.Run(string(when), func(t *testing.T) {
+			t.Parallel()
+			p, conn, key := newProxy(t, server()), observer(t), newKey()
+			holder, cut := openLocker(t, server(), longTerm), openLocker(t, p.address(), longTerm)
+			lease := acquire(t, holder, key)
+			next := acquireAside(within(t, patience), holder, key)
+			awaitLine(t, conn, key, 2)
+			struck := p.at(opDelete, when, nil)
+			held, err := cut.Break(within(t, patience), key)
+			await(t, "the connection is cut", struck)
+			require.NoError(t, err)
+			require.True(t, held)
+			require.ErrorIs(t, lease.Release(within(t, patience)), domain.ErrLockLost)
+			got := await(t, "the next has the lock", next)
+			require.NoError(t, got.err)
+			_, err = got.lease.Extend(within(t, patience))
+			require.NoError(t, err, "one lock was broken, not two")
+			require.NoError(t, got.lease.Release(within(t, patience)))
+		})
+	}
+}
+
 // What somebody else has put into the queue is in nobody's way.
 func TestForeignChildren(t *testing.T) {
 	t.Parallel()
