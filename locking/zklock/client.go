@@ -140,8 +140,12 @@ func (s session) over() {
 	}
 }
 
-// greeted takes what a server has answered to the handshake. The event that the session is there, or over, comes next.
-func (c *client) greeted(s session) { c.change(func() { c.offered, c.down = s, false }) }
+// greeted takes what a server has answered to the handshake, and returns whether the session is the one that there was. The
+// event that it is there, or over, comes next.
+func (c *client) greeted(s session) (resumed bool) {
+	c.change(func() { c.offered, c.down, resumed = s, false, s.id != 0 && s.id == c.session.id })
+	return resumed
+}
 
 func (c *client) unreachable() { c.change(func() { c.down = true }) }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,6 +23,8 @@ const (
 	// How long an ensemble may take to elect a leader: a second, or some when its data are large or its machines are busy.
 	// It is no reason to turn callers away, who have a limit of their own.
 	electionTime = 10 * time.Second
+	// How long the first answer on a connection waits for the library's watches. A healthy process needs microseconds.
+	rewatchTime = 50 * time.Millisecond
 )
 
 // hosts tells the library which server to try next. Names are looked up at each dial and not once for all: servers move.
@@ -83,10 +86,10 @@ func (h *hosts) dial(network, address string, _ time.Duration) (net.Conn, error)
 	if err != nil {
 		return nil, err
 	}
-	return &handshake{Conn: conn, hosts: h, limit: limit}, nil
+	return &handshake{Conn: conn, hosts: h, limit: limit, rewatched: make(chan struct{}, 1)}, nil
 }
 
-// handshake is a connection whose first exchange is watched, for two things that the library does not do.
+// handshake is a connection whose first exchange is watched, for three things that the library does not do.
 //
 // It does not tell the session time-out that the server has granted, which may be longer or shorter than the one asked for.
 //
@@ -96,13 +99,21 @@ func (h *hosts) dial(network, address string, _ time.Duration) (net.Conn, error)
 // session is then continued if it is known, and else declared over, which is what holders and waiters have to learn. Should
 // a server that lags behind accept us so, the worst that it can do is not to know our node yet; then the lock counts as
 // lost.
+//
+// Nor does it read the number of that transaction before it lets answers change it, when it takes up a session again and
+// tells the server from where on its watches count (https://github.com/go-zookeeper/zk/pull/35). So the first answer waits
+// until it has told. A session that watches nothing is not told of, and costs the pause.
 type handshake struct {
 	net.Conn
-	hosts  *hosts
-	limit  time.Time
-	asked  bool
-	answer []byte // as much as has come
-	done   bool
+	hosts     *hosts
+	limit     time.Time
+	asked     bool
+	answer    []byte // as much as has come
+	done      bool
+	resumed   bool          // the session was there before, so that there may be watches
+	requested atomic.Bool   // a request goes out whose answer changes the number
+	rewatched chan struct{} // has an element when the library tells of the watches
+	waited    bool
 }
 
 // The request begins with its length, the version (4 bytes each) and the last transaction seen (8); the answer with its
@@ -115,12 +126,37 @@ const (
 	answerEnd     = 20
 )
 
+// Every later request begins with its length, its number and its operation (4 bytes each).
+const (
+	requestOperation = 8
+	requestBody      = 12
+)
+
+// Operations whose answers have no transaction, and the one that tells of the watches.
+const (
+	opPing       = 11
+	opSetAuth    = 100
+	opSetWatches = 101
+)
+
 func (h *handshake) Write(p []byte) (int, error) {
-	if !h.asked && len(p) >= requestSeenTo {
+	switch {
+	case !h.asked && len(p) >= requestSeenTo:
 		h.asked = true
 		if h.hosts.refused >= len(h.hosts.servers) && !h.hosts.electing() {
 			p = slices.Clone(p)
 			clear(p[requestSeen:requestSeenTo])
+		}
+	case h.resumed && len(p) >= requestBody:
+		switch binary.BigEndian.Uint32(p[requestOperation:]) {
+		case opSetWatches:
+			select {
+			case h.rewatched <- struct{}{}:
+			default: // many watches are told of in parts
+			}
+		case opPing, opSetAuth:
+		default:
+			h.requested.Store(true)
 		}
 	}
 	return h.Conn.Write(p)
@@ -129,13 +165,20 @@ func (h *handshake) Write(p []byte) (int, error) {
 func (h *handshake) Read(p []byte) (int, error) {
 	n, err := h.Conn.Read(p)
 	if h.done {
+		if h.resumed && !h.waited && h.requested.Load() {
+			h.waited = true
+			select {
+			case <-h.rewatched:
+			case <-time.After(rewatchTime):
+			}
+		}
 		return n, err
 	}
 	h.answer = append(h.answer, p[:n]...)
 	if len(h.answer) >= answerEnd {
 		h.done = true
 		h.hosts.greeted()
-		h.hosts.client.greeted(session{
+		h.resumed = h.hosts.client.greeted(session{
 			id:      int64(binary.BigEndian.Uint64(h.answer[answerSession:])),
 			timeout: time.Duration(binary.BigEndian.Uint32(h.answer[answerTimeout:])) * time.Millisecond,
 		})

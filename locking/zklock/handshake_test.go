@@ -8,6 +8,7 @@ import (
 	"net"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -84,4 +85,70 @@ func FuzzGreeting(f *testing.F) {
 		_, _ = h.Write(request) // what comes later is none of ours
 		require.Equal(t, string(want)+string(request), conn.sent.String())
 	})
+}
+
+// Answers do not come before the library has told of its watches, where it might.
+func TestAnswersComeAfterTheWatches(t *testing.T) {
+	const known, other = 7, 8
+	request := func(operation uint32) []byte {
+		return binary.BigEndian.AppendUint32(make([]byte, requestOperation), operation)
+	}
+	const get = 4
+	for name, story := range map[string]struct {
+		session uint64
+		before  []uint32 // sent before the answer comes
+		waits   bool
+	}{
+		"a new session":      {other, []uint32{get}, false},
+		"credentials, pings": {known, []uint32{opSetAuth, opPing}, false},
+		"watches, a request": {known, []uint32{opSetWatches, opSetWatches, get}, false},
+		"a request":          {known, []uint32{opSetAuth, get}, true},
+	} {
+		for _, told := range []bool{true, false} {
+			synctest.Test(t, func(t *testing.T) {
+				greeting := make([]byte, answerEnd)
+				binary.BigEndian.PutUint64(greeting[answerSession:], story.session)
+				c := newClient([]string{"one"}, time.Second, "", slog.New(slog.DiscardHandler))
+				defer c.end()
+				c.session.id = known
+				h := &handshake{
+					Conn:      &played{Reader: io.MultiReader(bytes.NewReader(greeting), bytes.NewReader([]byte("answer")), bytes.NewReader([]byte("next")))},
+					hosts:     &hosts{client: c, servers: c.servers},
+					rewatched: make(chan struct{}, 1),
+				}
+				send := func(p []byte) {
+					_, err := h.Write(p)
+					require.NoError(t, err)
+				}
+				read := func() string {
+					p := make([]byte, 100)
+					n, err := h.Read(p)
+					require.NoError(t, err)
+					return string(p[:n])
+				}
+				send(make([]byte, 44))
+				require.Equal(t, string(greeting), read())
+
+				began := time.Now()
+				for _, operation := range story.before {
+					send(request(operation))
+				}
+				got := make(chan string, 1)
+				go func() { got <- read() }()
+				synctest.Wait()
+				require.Equal(t, story.waits, len(got) == 0, name)
+				if told {
+					send(request(opSetWatches))
+				}
+				require.Equal(t, "answer", <-got)
+				want := time.Duration(0)
+				if story.waits && !told {
+					want = rewatchTime // there was nothing to tell
+				}
+				require.Equal(t, want, time.Since(began), name)
+				require.Equal(t, "next", read())
+				require.Equal(t, want, time.Since(began), name)
+			})
+		}
+	}
 }
