@@ -218,15 +218,17 @@ COMMENT ON COLUMN answers.fingerprint IS 'SHA-256 of the request.';
 GRANT SELECT, INSERT ON answers TO fencepost_service;
 
 -- purge_answers throws old bodies away, so many at most, and leaves those to others that they are at. It is a function
--- because the service's role has no right to change an answer.
+-- because the service's role has no right to change an answer. Which ones is asked in a WITH, which is evaluated once: a
+-- subquery may be evaluated for each row of a join, and then finds so many more each time.
 -- +goose StatementBegin
 CREATE FUNCTION purge_answers(p_before timestamptz, p_most bigint) RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     n bigint;
 BEGIN
-    UPDATE public.answers SET body = NULL WHERE (resource, caller, key) IN (
+    WITH old AS MATERIALIZED (
         SELECT resource, caller, key FROM public.answers WHERE created_at < p_before AND body IS NOT NULL
-         ORDER BY created_at LIMIT p_most FOR UPDATE SKIP LOCKED);
+         ORDER BY created_at LIMIT p_most FOR UPDATE SKIP LOCKED)
+    UPDATE public.answers a SET body = NULL FROM old WHERE (a.resource, a.caller, a.key) = (old.resource, old.caller, old.key);
     GET DIAGNOSTICS n = ROW_COUNT;
     RETURN n;
 END $$;

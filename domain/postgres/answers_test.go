@@ -251,6 +251,24 @@ func TestPurgeAnswers(t *testing.T) {
 	}
 }
 
+// No more are purged at a time than asked for, whatever plan PostgreSQL has come to by its statistics.
+func TestPurgeIsBounded(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.item(t, "a", 10, domain.FencingEnforced)
+	owner := postgrestest.Connect(t, w.db.OwnerURL)
+	_, err := owner.Exec(t.Context(), `
+		INSERT INTO answers (resource, caller, key, fingerprint, status, location, body)
+		SELECT 'item/a', 'c', n::text, sha256(''), 201, '', 'x' FROM generate_series(1, 100) n`)
+	require.NoError(t, err)
+	for _, method := range []string{"hashjoin", "mergejoin", "hashagg", "sort", "material"} { // what is left is a loop in a loop
+		_, err := owner.Exec(t.Context(), "SET enable_"+method+" = off")
+		require.NoError(t, err)
+	}
+	require.EqualValues(t, 10, query[int64](t, owner, `SELECT purge_answers(clock_timestamp(), 10)`))
+	require.EqualValues(t, 90, query[int64](t, owner, `SELECT count(*) FROM answers WHERE body IS NOT NULL`))
+}
+
 // An answer is there if and only if its work is: a COMMIT whose reply was lost is found out about by sending the request
 // again.
 func TestRetryAfterUnknownOutcome(t *testing.T) {
