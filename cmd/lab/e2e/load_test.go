@@ -65,6 +65,7 @@ func TestLoadOrders(t *testing.T) {
 func TestLoadLosesAnInstance(t *testing.T) {
 	for name, retries := range map[string]int{"killed": 0, "killed, with retries": 10, "stopped": 10} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			running := start(t, 3, "redis", "FENCEPOST_LEASE_TTL=1s")
 			lose, back := running[0].Kill, func() error { return running[0].Start(t.Context()) }
 			timeout, wait := 4*time.Second, time.Second

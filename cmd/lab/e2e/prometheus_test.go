@@ -40,6 +40,7 @@ const (
 // The shipped configuration, alerts, and the tests of the alerts are what Prometheus takes them for. The control: its tool finds
 // an alert whose bound has moved.
 func TestPromtool(t *testing.T) {
+	t.Parallel()
 	folder := t.TempDir()
 	require.NoError(t, os.CopyFS(folder, os.DirFS(prometheusFolder)))
 	promtool := func(arguments ...string) (string, error) {
@@ -94,6 +95,7 @@ func TestPromtool(t *testing.T) {
 // a holder is slow, PostgreSQL keeps a connection waiting, the owner damages a row, another strategy takes over and an instance is
 // killed: every alert that such things should cause is active, and no query of the alerts and the dashboard is without data.
 func TestPrometheus(t *testing.T) {
+	t.Parallel() // beside such as share no server with it: it empties Redis
 	database := ownPostgres(t.Context(), t, nil)
 	ownerURL := database.Variable("FENCEPOST_OWNER_URL")
 	_, err := migrations.Up(t.Context(), ownerURL, slog.New(slog.DiscardHandler))

@@ -32,6 +32,7 @@ func ownPostgres(ctx context.Context, t *testing.T, certificate *servers.Certifi
 // A COMMIT whose answer was lost is asked for, and whoever is asked may be a standby that is behind: the address has moved, or
 // the URL allows it. A standby knows neither the number of the transaction nor its rows; only the primary's word counts.
 func TestStandbyIsNotBelieved(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	primary := ownPostgres(ctx, t, nil)

@@ -98,6 +98,7 @@ func (d discreet) serve(t *testing.T, strategy string, server *servers.Server, e
 // PostgreSQL is reached over TLS, and its certificate and name are checked, by every command. The passwords are in the URLs and
 // nowhere else.
 func TestPostgresOverTLS(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	_, cert := certificate(t)
@@ -135,6 +136,7 @@ func TestPostgresOverTLS(t *testing.T) {
 // ZooKeeper is behind something that speaks TLS for it, and what is in it belongs to a user, whose password is nowhere but in the
 // variable.
 func TestZooKeeperOverTLS(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	server, err := lab.StartZooKeeper(ctx, "z"+uuid.NewString()) // whoever comes first to one owns it
