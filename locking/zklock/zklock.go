@@ -466,7 +466,7 @@ func (h *held) remove() {
 
 // Break takes the lock away from whoever has it, as an operator would, and returns whether anybody had.
 func (l *Locker) Break(ctx context.Context, key domain.Key) (bool, error) {
-	queue, holder := queueOf(key), ""
+	queue, holder, tries := queueOf(key), "", 0
 	held, err := ask(ctx, l.client, giveUp, func(s session) (bool, error) {
 		if holder == "" { // or else the answer to its deletion was lost, and the next one is not to lose his lock as well
 			children, err := l.current(s, queue)
@@ -476,9 +476,13 @@ func (l *Locker) Break(ctx context.Context, key domain.Key) (bool, error) {
 			}
 			holder = line[0]
 		}
+		if ctx.Err() != nil { // the caller was told that it has failed
+			return false, context.Cause(ctx)
+		}
+		tries++
 		err := l.client.conn.Delete(queue+"/"+holder, -1)
-		if errors.Is(err, zk.ErrNoNode) { // by a try before this one, or its holder was faster
-			err = nil
+		if errors.Is(err, zk.ErrNoNode) { // deleted by a try before this one; if this is the first, its holder was faster
+			return tries > 1, nil
 		}
 		return err == nil, err
 	})
