@@ -247,8 +247,8 @@ func (q *queue) run(ctx context.Context, h *hold, patience time.Duration) (serve
 	defer cancel()
 	var batch []*call
 	receipt, outcomes, retry, err := q.transact(bounded, h, func(presented bool) []domain.Section {
-		if presented && len(batch) == 0 {
-			q.waits(ctx, h, patience)
+		if presented && len(batch) == 0 && patience > 0 && !q.waits(ctx, h, patience) {
+			return nil
 		}
 		joining := q.next(ctx, limit-len(batch))
 		batch = append(batch, joining...)
@@ -263,7 +263,7 @@ func (q *queue) run(ctx context.Context, h *hold, patience time.Duration) (serve
 		batch = nil
 	})
 	switch {
-	case len(batch) == 0 && patience > 0: // nobody has come; whoever does now gets a turn of his own
+	case len(batch) == 0 && patience > 0: // nobody was taken; whoever has come, or does now, gets a turn of his own
 		return 0, false
 	case len(batch) == 0 && (retry || h.section.Err() != nil) && ctx.Err() == nil && q.tries < maxTries-1:
 		q.tries++ // nobody's section has begun, and under another hold it can: the lock was lost, or its epoch is over
@@ -286,6 +286,7 @@ func (q *queue) run(ctx context.Context, h *hold, patience time.Duration) (serve
 	for i, c := range batch {
 		c.receipt = receipt
 		c.receipt.LockWait = c.began.Sub(c.arrived)
+		c.receipt.Database = min(receipt.Database, time.Since(c.began)) // the transaction may have begun before he came
 		c.err = outcomes[i]
 		if err != nil {
 			// Also for a section that was refused: what it decided on may never have been. But if it leaves no answer, it

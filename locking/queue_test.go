@@ -35,6 +35,7 @@ type database struct {
 	mu      sync.Mutex
 	batches []int
 	grants  []domain.GrantID
+	took    time.Duration // by each transaction, as it says
 }
 
 // fake is a database of these tests.
@@ -79,9 +80,9 @@ func (d *database) Transact(ctx context.Context, grants []domain.Grant, _ time.D
 	d.grants = append(d.grants, grants[0].ID)
 	d.mu.Unlock()
 	if d.before != nil {
-		return domain.Receipt{}, outcomes, d.before()
+		return domain.Receipt{Database: d.took}, outcomes, d.before()
 	}
-	return domain.Receipt{}, outcomes, nil
+	return domain.Receipt{Database: d.took}, outcomes, nil
 }
 
 func (d *database) RecordRefusal(context.Context, domain.Refusal) error { return nil }
@@ -264,7 +265,7 @@ func TestTransactionBeginsAhead(t *testing.T) {
 	const begins, pause, failing = 400 * time.Millisecond, time.Second, time.Second
 	synctest.Test(t, func(t *testing.T) {
 		// All sleeps are of the bubble's time, which passes when everybody waits.
-		d, l := &database{begun: func() { time.Sleep(begins) }}, newLock() // how long BEGIN and presentation take
+		d, l := &database{begun: func() { time.Sleep(begins) }, took: begins}, newLock() // how long BEGIN and presentation take
 		d.before = func() error {
 			d.mu.Lock()
 			defer d.mu.Unlock()
@@ -277,8 +278,9 @@ func TestTransactionBeginsAhead(t *testing.T) {
 		g := newGuard(d, l, func(_ *locking.Options, b *locking.Backend) { b.HandOver = pause })
 		took := func() time.Duration {
 			began := time.Now()
-			_, err := do(g, nothing)
+			receipt, err := do(g, nothing)
 			require.NoError(t, err)
+			assert.LessOrEqual(t, receipt.LockWait+receipt.Database, time.Since(began), "what was before the request is not its own")
 			return time.Since(began)
 		}
 		for i, want := range []time.Duration{begins, begins, 0, 0} {

@@ -191,6 +191,27 @@ func backend(t *testing.T, watcher *pgx.Conn, condition string) (pid uint32) {
 
 const waitsForLock = `wait_event_type = 'Lock'`
 
+// A transaction may wait for its sections to come, and that is nobody's time in the database.
+func TestGatheringIsNoWork(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	key := w.item(t, "a", 10, domain.FencingEnforced)
+	const away = 100 * time.Millisecond
+	only := domain.Only(domain.Section{Run: hold(reservation(domain.Line{SKU: "a", Quantity: 1}))})
+	began := time.Now()
+	receipt, _, err := w.store.Transact(t.Context(), []domain.Grant{w.grant(key)}, wait, false, func(presented bool) []domain.Section {
+		if !presented {
+			return nil
+		}
+		time.Sleep(away) // what is to be left out
+		return only(false)
+	})
+	require.NoError(t, err)
+	assert.Positive(t, receipt.Database)
+	assert.LessOrEqual(t, receipt.Database, time.Since(began)-away)
+	assert.EqualValues(t, 1, w.audit(t, key).Held)
+}
+
 func TestCommit(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
