@@ -113,7 +113,8 @@ func (c *carriers) board(ctx context.Context, l *load) ([]*load, error) {
 	return <-l.drive, nil // it is on a carrier already
 }
 
-// spare tells whether a transaction may begin that waits for somebody to carry: another one is left for those who have come.
+// spare tells whether a transaction may begin that waits for somebody to carry: another one is left for those who have come. Two
+// that ask at the same moment may leave none, and then those wait for as long as a client is waited for.
 func (c *carriers) spare() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

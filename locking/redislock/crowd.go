@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// crowd remembers how many others were waiting for a lock when this process gave it back a moment ago. Whoever has just had the
-// lock would be there before them each time, so it pauses before it asks again.
+// crowd remembers how many processes were waiting for a lock when this one gave it back a moment ago, itself among them if it has
+// somebody else who waits. Whoever has just had the lock would be there before them each time, so it pauses before it asks again.
 type crowd struct {
 	pause time.Duration // at least; at most twice that
 	locks sync.Map      // the number, by the lock's name
