@@ -6,3 +6,6 @@ func (l *Locker) Waiting() int {
 	defer l.deletions.mu.Unlock()
 	return len(l.deletions.waiting)
 }
+
+// Calls is how many calls are under way, those included that their callers have left behind.
+func (l *Locker) Calls() int { return len(l.client.slots) }

@@ -374,6 +374,23 @@ func TestBreakWithoutAnAnswer(t *testing.T) {
 	}
 }
 
+// A Break whose caller was told that it failed breaks no lock later.
+func TestBreakThatWasGivenUp(t *testing.T) {
+	t.Parallel()
+	p, key := newProxy(t, server()), newKey()
+	holder, slow := openLocker(t, server(), longTerm), openLocker(t, p.address(), longTerm)
+	lease := acquire(t, holder, key)
+	resume := make(chan struct{})
+	ctx, giveUp := context.WithCancel(t.Context())
+	p.at(opGetChildren, delayed, func() { giveUp(); <-resume })
+	_, err := slow.Break(ctx, key)
+	require.ErrorIs(t, err, context.Canceled)
+	require.Equal(t, 1, slow.Calls())
+	close(resume)
+	require.Eventually(t, func() bool { return slow.Calls() == 0 }, patience, time.Millisecond)
+	require.NoError(t, lease.Release(within(t, patience)), "it was not broken")
+}
+
 // What somebody else has put into the queue is in nobody's way.
 func TestForeignChildren(t *testing.T) {
 	t.Parallel()
