@@ -27,6 +27,7 @@ type Proxy struct {
 
 	mu     sync.Mutex
 	routes []string               // addresses of servers: where the next sessions take place, and last all that follow
+	cancel string                 // where requests to cancel go
 	open   map[*connection]func() // and how to cut them
 }
 
@@ -101,7 +102,7 @@ func Start(rawURL string, watch Watch) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Proxy{listener: listener, routes: []string{u.Host}, watch: watch, open: map[*connection]func(){}}
+	p := &Proxy{listener: listener, routes: []string{u.Host}, cancel: u.Host, watch: watch, open: map[*connection]func(){}}
 	u.Host = listener.Addr().String()
 	p.URL = u.String()
 	p.group.Go(p.accept)
@@ -126,20 +127,24 @@ func (p *Proxy) Cut() {
 	}
 }
 
-// Route has the next sessions take place on these servers, one each, and all that follow on the last.
+// Route has the next sessions take place on these servers, one each, and all that follow on the last. A request to cancel, which
+// has a connection of its own, is no session. It goes to the first: pgx sends one when a connection has broken, at any time, and
+// by chance it would reach the server that has the statement and end it.
 func (p *Proxy) Route(addresses ...string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.routes = addresses
+	p.routes, p.cancel = addresses, addresses[0]
 }
 
-// route is where a client that begins with the message is led to. A request to cancel, which has a connection of its own, is no
-// session.
+// route is where a client that begins with the message is led to.
 func (p *Proxy) route(first []byte) (address string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if binary.BigEndian.Uint32(first[4:]) == cancelRequest {
+		return p.cancel
+	}
 	address = p.routes[0]
-	if len(p.routes) > 1 && binary.BigEndian.Uint32(first[4:]) != cancelRequest {
+	if len(p.routes) > 1 {
 		p.routes = p.routes[1:]
 	}
 	return address
