@@ -2,11 +2,13 @@ package pgproxy_test
 
 import (
 	"context"
+	"net/url"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
 	"fencepost/domain/postgres/pgproxy"
@@ -57,6 +59,36 @@ func TestProxy(t *testing.T) {
 	mu.Lock()
 	defer mu.Unlock()
 	require.Equal(t, []pgproxy.Error{{SQLState: "23505", Detail: "Key (name)=(early) already exists."}}, refused)
+}
+
+// A request to cancel does not go where the sessions go that come later.
+func TestCancelGoesToTheFirst(t *testing.T) {
+	t.Parallel()
+	database := postgrestest.Empty(t)
+	p, err := pgproxy.Start(database.OwnerURL, pgproxy.Watch{Judge: func(*pgproxy.Proxy, pgproxy.Request) pgproxy.Verdict { return pgproxy.Pass }})
+	require.NoError(t, err)
+	t.Cleanup(p.Close)
+	server, err := url.Parse(database.OwnerURL)
+	require.NoError(t, err)
+	p.Route(server.Host, "127.0.0.1:1")
+	first, past := postgrestest.Connect(t, p.URL), postgrestest.Connect(t, database.OwnerURL)
+	_, err = pgx.Connect(t.Context(), p.URL)
+	require.Error(t, err, "nobody is there")
+
+	done := make(chan error, 1)
+	go func() {
+		_, err := first.Exec(t.Context(), `SELECT pg_sleep(60)`)
+		done <- err
+	}()
+	require.Eventually(t, func() (sleeps bool) {
+		err := past.QueryRow(t.Context(),
+			`SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep')`).Scan(&sleeps)
+		return err == nil && sleeps
+	}, 30*time.Second, time.Millisecond)
+	require.NoError(t, first.PgConn().CancelRequest(t.Context()))
+	var canceled *pgconn.PgError
+	require.ErrorAs(t, <-done, &canceled)
+	require.Equal(t, "57014", canceled.Code)
 }
 
 func things(t *testing.T, conn *pgx.Conn) []string {
