@@ -38,7 +38,7 @@ func TestConformance(t *testing.T) {
 
 // Not parallel, because it counts the goroutines of the process.
 func TestCancelledWaits(t *testing.T) {
-	waits := 1000 // of each strategy that everybody does by himself, and half as many in a common queue
+	waits := 500 // of each strategy that everybody does by himself, and half as many in a common queue
 	if *soak {
 		waits = 10_000
 	}
