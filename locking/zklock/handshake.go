@@ -23,7 +23,8 @@ const (
 	// How long an ensemble may take to elect a leader: a second, or some when its data are large or its machines are busy.
 	// It is no reason to turn callers away, who have a limit of their own.
 	electionTime = 10 * time.Second
-	// How long the first answer on a connection waits for the library's watches. A healthy process needs microseconds.
+	// How long the first answer on a resumed session waits for the library to tell of its watches, for which it needs
+	// microseconds. If it has none, they are waited for in vain.
 	rewatchTime = 50 * time.Millisecond
 )
 
